@@ -1,0 +1,1 @@
+"""The model repository: what `export/` writes and the service reads."""

@@ -1,0 +1,145 @@
+"""The manifest of one family member: the contract between `export/`, which writes it, and the service, which reads it.
+
+There is one definition, here, on the side of the reader; `export/` imports it. It needs pydantic and nothing heavier.
+
+A member's folder holds `manifest.json`, the files that it names, and a model card:
+
+    models/d0/manifest.json
+    models/d0/d0.onnx
+    models/d0/CARD.md
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+Precision = Literal["fp32", "fp16", "int8"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSize(_Strict):
+    """One fixed input size of the network, in pixels. Sides are multiples of 32, the stride of the backbone's last level."""
+
+    height: int = Field(ge=32, le=4096, multiple_of=32)
+    width: int = Field(ge=32, le=4096, multiple_of=32)
+
+    @property
+    def long_side(self) -> int:
+        return max(self.height, self.width)
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+class Thresholds(_Strict):
+    """What the exported graph was built with (paper, section 5.1.1); a request can be stricter, never laxer."""
+
+    score: float = Field(default=0.05, gt=0, lt=1)
+    pre_nms_top_k: int = Field(default=2000, ge=1)
+    nms_iou: float = Field(default=0.4, gt=0, lt=1)
+    max_detections: int = Field(default=750, ge=1)
+
+
+class ModelFile(_Strict):
+    """One executable form of the member: a *variant* that the service can choose.
+
+    The graph's contract (version 1):
+    input  `images`: uint8 [N, H, W, 3], RGB, letterboxed to the top left; N dynamic, (H, W) one of `input_sizes`;
+    output `num_detections`: int32 [N]; `boxes`: float32 [N, max_detections, 4], x1 y1 x2 y2 in input pixels;
+           `scores`: float32 [N, max_detections], descending; rows past the count are zero.
+    """
+
+    variant: Name
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(gt=0)
+    precision: Precision
+    weights_precision: Precision
+    nms: Literal["plain", "onnx"]
+    opset: int = Field(ge=17)
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"{value!r} must be a relative path inside the member's folder")
+        return value
+
+
+class Accuracy(_Strict):
+    """Average precision of one variant on named data, by one protocol, every picture resized to `long_side`."""
+
+    variant: Name
+    dataset: str
+    split: str
+    protocol: str
+    long_side: int = Field(gt=0)
+    ap50: float = Field(ge=0, le=1)
+    ap: float = Field(ge=0, le=1, description="AP averaged over IoU 0.50:0.05:0.95")
+
+
+class Architecture(_Strict):
+    """Enough to rebuild the network and to tell a reader what it is."""
+
+    backbone: str
+    neck: str
+    genotype: dict[str, Any] | None = None
+    head_convs: int = Field(ge=0)
+    channels: int = Field(ge=1)
+    parameters: int = Field(gt=0)
+    gmacs_vga: float = Field(gt=0, description="multiply-accumulates of one 480x640 picture, in units of 1e9")
+
+
+class Provenance(_Strict):
+    """How the weights came to be."""
+
+    recipe: str
+    data: str
+    images_seen: int = Field(ge=0)
+    seed: int
+    hardware: str
+    train_hours: float = Field(ge=0)
+    finished: str = Field(description="ISO 8601 date")
+    commit: str = ""
+
+
+class Manifest(_Strict):
+    """`manifest.json` of one member. Unknown fields and unknown versions are refused."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    member: Name
+    title: str
+    architecture: Architecture
+    input_sizes: tuple[InputSize, ...] = Field(min_length=1)
+    thresholds: Thresholds = Thresholds()
+    files: tuple[ModelFile, ...] = Field(min_length=1)
+    accuracy: tuple[Accuracy, ...] = ()
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [file.variant for file in self.files]
+        if len(set(names)) != len(names):
+            raise ValueError(f"variant names must differ, got {names}")
+        strangers = {row.variant for row in self.accuracy} - set(names)
+        if strangers:
+            raise ValueError(f"accuracy names variants that no file has: {sorted(strangers)}")
+        return self
+
+    def ap50(self, variant: str, long_side: int) -> float | None:
+        """AP.50 of `variant` at `long_side` on the first data set listed, or None where it was not measured."""
+        for row in self.accuracy:
+            if row.variant == variant and row.long_side == long_side:
+                return row.ap50
+        return None
