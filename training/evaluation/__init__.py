@@ -1,0 +1,1 @@
+"""Evaluation: the WIDER Face protocol, sources of detections, and the `evaluate` command."""

@@ -1,0 +1,80 @@
+"""The single-stage detector: ResNet pyramid, neck, head (paper, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.models.anchors import AnchorConfig, pyramid_anchors
+from training.models.backbone import BackboneName, ResNetPyramid
+from training.models.head import Head
+from training.models.necks import FPN, NeckBuilder
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+NeckName = Literal["fpn"]
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """One detector. Defaults are D0 of Table 7: ResNet-18, one head convolution, 64 channels."""
+
+    backbone: BackboneName = "resnet18"
+    neck: NeckName = "fpn"
+    channels: int = 64
+    head_convs: int = 1
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+
+
+class Output(NamedTuple):
+    """logits: [N, A]; deltas: [N, A, 4] (see `boxes.encode`); anchors: [A, 4] x1 y1 x2 y2 in input pixels."""
+
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 [N, 3, H, W] RGB -> float32, ImageNet mean and deviation."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1) * 255
+    return (images.float() - mean) / std
+
+
+class Detector(nn.Module):
+    """forward: float [N, 3, H, W], normalised -> `Output`. H and W may be any size of at least 32 pixels."""
+
+    def __init__(self, backbone: ResNetPyramid, neck: nn.Module, head: Head, anchors: AnchorConfig) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.anchor_config = anchors
+
+    def forward(self, images: Tensor) -> Output:
+        features = self.neck(self.backbone(images))
+        logits, deltas = self.head(features)
+        sizes = [(int(x.shape[-2]), int(x.shape[-1])) for x in features]
+        return Output(logits, deltas, pyramid_anchors(sizes, self.anchor_config, images.device))
+
+
+def _initialize(model: nn.Module, skip: nn.Module) -> None:
+    """Kaiming initialisation of every convolution outside `skip` (paper, section 5.1.2)."""
+    skipped = set(skip.modules())
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module not in skipped:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def build_detector(config: DetectorConfig, neck: NeckBuilder | None = None) -> Detector:
+    """Build a detector with fresh weights; `neck`, where given, takes the place of the configured one."""
+    backbone = ResNetPyramid(config.backbone)
+    build_neck = neck or {"fpn": FPN}[config.neck]
+    module = build_neck(backbone.out_channels, config.channels)
+    head = Head(config.channels, config.head_convs, levels=len(config.anchors.strides))
+    detector = Detector(backbone, module, head, config.anchors)
+    predictors = nn.ModuleList((head.cls_logits, head.box_deltas))
+    _initialize(detector, skip=predictors)
+    return detector
