@@ -1,0 +1,1 @@
+"""Pictures and boxes in WIDER Face's layout, cached, cropped and augmented."""

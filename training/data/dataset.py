@@ -1,0 +1,170 @@
+"""Training samples: a crop, its faces and its ignore regions, reproducible from (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from training.data.cache import PictureCache, build_cache
+from training.data.crops import CropConfig, Window, boxes_in_window, choose_window
+from training.data.layout import resolve_split
+from training.data.wider import PhotoAnnotation, read_annotations
+from training.models.losses import Targets
+
+_FILL = 110  # a mid grey near the mean of photographs
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a crop may hold. Faces smaller than `min_face` output pixels, and those past `max_faces`, are ignored."""
+
+    crops: CropConfig = field(default_factory=CropConfig)
+    min_face: float = 5.0
+    max_faces: int = 60
+    flip: float = 0.5
+    crowd_share: float = 1.0  # sampling weight of photos with more than 100 faces or ignore regions
+
+
+class SampleKey(NamedTuple):
+    """Names one sample of the endless stream: which picture, at which output size, by which random seed."""
+
+    index: int
+    size: int
+    seed: tuple[int, int, int]
+
+
+class Sample(NamedTuple):
+    """image: uint8 [3, S, S]; targets in its pixels."""
+
+    image: Tensor
+    targets: Targets
+
+
+class CropDataset(Dataset[Sample]):
+    """Annotated photos (and photos without faces), cut by `SampleKey`."""
+
+    def __init__(self, photos: Sequence[PhotoAnnotation], cache: PictureCache, config: DataConfig) -> None:
+        self.photos, self.cache, self.config = photos, cache, config
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def weights(self) -> NDArray[np.float64]:
+        """Sampling weight of each photo: [len(self)]."""
+        crowded = np.array([len(photo.boxes) > 100 for photo in self.photos])
+        return np.where(crowded, self.config.crowd_share, 1.0)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        rng = np.random.default_rng(key.seed)
+        photo, pixels = self.photos[key.index], self.cache[key.index]
+        height, width = pixels.shape[:2]
+        window = choose_window(width, height, photo.boxes[~photo.ignore], key.size, self.config.crops, rng)
+        image = cut(pixels, window, key.size)
+        faces, ignored = self._targets(photo, window, key.size, rng)
+        if rng.random() < self.config.flip:
+            image = image[:, ::-1]
+            faces, ignored = (_mirror(b, key.size) for b in (faces, ignored))
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return Sample(tensor, Targets(torch.from_numpy(faces).float(), torch.from_numpy(ignored).float()))
+
+    def _targets(
+        self, photo: PhotoAnnotation, window: Window, size: int, rng: Generator
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        boxes, inside = boxes_in_window(photo.boxes, window, size)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        visible = (sides > 1).all(axis=1)
+        learn = ~photo.ignore & inside & visible & (sides.max(axis=1, initial=0.0) >= self.config.min_face)
+        chosen = np.flatnonzero(learn)
+        if len(chosen) > self.config.max_faces:
+            chosen = rng.choice(chosen, self.config.max_faces, replace=False)
+        rest = visible.copy()
+        rest[chosen] = False
+        return boxes[chosen], boxes[rest]
+
+
+def _mirror(boxes: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    return np.stack((size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]), axis=1)
+
+
+def cut(pixels: NDArray[np.uint8], window: Window, size: int) -> NDArray[np.uint8]:
+    """The window as uint8 [size, size, 3]; what lies beyond the picture is grey. Shrinking is antialiased."""
+    height, width = pixels.shape[:2]
+    x0, y0 = max(window.x, 0.0), max(window.y, 0.0)
+    x1, y1 = min(window.x + window.side, float(width)), min(window.y + window.side, float(height))
+    out = np.full((size, size, 3), _FILL, dtype=np.uint8)
+    left, top = round((x0 - window.x) * window.scale), round((y0 - window.y) * window.scale)
+    right = min(round((x1 - window.x) * window.scale), size)
+    bottom = min(round((y1 - window.y) * window.scale), size)
+    if right <= left or bottom <= top:
+        return out
+    # Only the rows and columns needed are copied out of the map.
+    cx, cy = int(x0), int(y0)
+    piece = np.ascontiguousarray(pixels[cy : int(np.ceil(y1)), cx : int(np.ceil(x1))])
+    box = (x0 - cx, y0 - cy, min(x1 - cx, piece.shape[1]), min(y1 - cy, piece.shape[0]))
+    resized = Image.fromarray(piece).resize(
+        (right - left, bottom - top), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0
+    )
+    out[top:bottom, left:right] = np.asarray(resized)
+    return out
+
+
+class StreamSampler(Sampler[list[SampleKey]]):
+    """Endless batches, the same on every run: batch k of rank r depends on (seed, k, r) alone, so resuming is exact.
+
+    sizes: (output size, batch size, share) - each batch draws one, so that larger crops come in smaller batches.
+    """
+
+    def __init__(
+        self,
+        weights: NDArray[np.float64],
+        sizes: Sequence[tuple[int, int, float]],
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+    ) -> None:
+        self._cumulative = np.cumsum(weights / weights.sum())
+        self._sizes, self._seed, self._rank = sizes, seed, rank
+        self._start, self._stop = start, stop
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        shares = np.array([share for _, _, share in self._sizes])
+        for step in range(self._start, self._stop):
+            # All ranks draw the same size, or the slower would hold up the rest.
+            pick = np.random.default_rng((self._seed, step)).choice(len(shares), p=shares / shares.sum())
+            size, batch, _ = self._sizes[pick]
+            rng = np.random.default_rng((self._seed, step, self._rank))
+            drawn = np.searchsorted(self._cumulative, rng.random(batch))
+            index = np.minimum(drawn, len(self._cumulative) - 1)
+            seeds = rng.integers(2**31, size=batch)
+            yield [SampleKey(int(i), size, (self._seed, step, int(s))) for i, s in zip(index, seeds, strict=True)]
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[Targets]]:
+    """uint8 [N, 3, S, S] and the targets of each picture."""
+    return torch.stack([s.image for s in samples]), [s.targets for s in samples]
+
+
+def load_training_set(root: Path, split: str, cache: Path, config: DataConfig) -> CropDataset:
+    """The split's photos and, where `root/negatives/images` is, those without a face."""
+    paths = resolve_split(root, split)
+    photos = read_annotations(paths.annotations)
+    files = [paths.images / photo.name for photo in photos]
+    empty = np.zeros((0, 4)), np.zeros(0, dtype=bool)
+    for file in sorted((root / "negatives" / "images").rglob("*.*")):
+        photos.append(PhotoAnnotation(file.name, *empty))
+        files.append(file)
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} pictures of {paths.annotations} are missing, {missing[0]} the first")
+    return CropDataset(photos, build_cache(files, cache), config)
