@@ -29,7 +29,8 @@ class CropConfig:
 
     face: a random face scaled to a log-uniform `face_range` (pixels of the output, relative to a 256 crop);
     anchor: data-anchor sampling; ssd: random square of 0.3..1 of the short side.
-    whole_range: scale of a whole-photo crop, relative to fitting the long side.
+    whole_range: scale of a whole-photo crop, relative to fitting the long side;
+    min_fill: a face crop never shrinks the photo's long side below this share of the output, which would be mostly grey.
     """
 
     face: float = 0.6
@@ -37,6 +38,7 @@ class CropConfig:
     ssd: float = 0.0
     face_range: tuple[float, float] = (12.0, 200.0)
     whole_range: tuple[float, float] = (0.5, 1.6)
+    min_fill: float = 0.4
 
 
 def choose_window(width: int, height: int, faces: Boxes, size: int, config: CropConfig, rng: Generator) -> Window:
@@ -47,7 +49,8 @@ def choose_window(width: int, height: int, faces: Boxes, size: int, config: Crop
         if draw < config.face:
             low, high = config.face_range
             target = float(np.exp(rng.uniform(np.log(low), np.log(high * size / 256))))
-            return _around_face(face, target / _side(face), size, rng)
+            floor = config.min_fill * size / max(width, height)
+            return _around_face(face, max(target / _side(face), floor), size, rng)
         if draw < config.face + config.anchor:
             return _around_face(face, _anchor_scale(_side(face), rng), size, rng)
         if draw < config.face + config.anchor + config.ssd:

@@ -5,14 +5,16 @@ What the official MATLAB code does, in its order (rule numbers are used in the c
 1. scores are min-max normalised over all detections of all photos;
 2. detections are sorted by score, best first, photo by photo;
 3. IoU takes the right and bottom border in: a side is `x2 - x1 + 1` long;
-4. a detection belongs to the face of its largest IoU, ignored faces among them. At or over the threshold: on an ignored face the
-   detection leaves the proposals; the first on a counted face is a hit; a second on the same face is a false positive;
-5. counts are read at the 1000 thresholds `1 - t / 1000`, summed over photos, and only then turned into precision and recall;
+4. a detection belongs to the face of its largest IoU, ignored faces among them. At or over the threshold: on an
+   ignored face the detection leaves the proposals; the first on a counted face is a hit; a second on the same face is
+   a false positive;
+5. counts are read at the 1000 thresholds `1 - t / 1000`, summed over photos, and only then turned into precision and
+   recall;
 6. a photo without ground truth or without a detection is skipped, after its faces were counted;
 7. AP is the all-points area under the precision envelope.
 
-Rule 6 leaves false positives on photos without a face unpunished. `Report.ap50_strict` does not: it takes every photo, and every
-score as a threshold (the way of PASCAL VOC 2010 and later), with matching as in rules 2 to 4.
+Rule 6 leaves false positives on photos without a face unpunished. `Report.ap50_strict` does not: it takes every
+photo, and every score as a threshold (the way of PASCAL VOC 2010 and later), with matching as in rules 2 to 4.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ COCO_IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 
 
 class Photo(Protocol):
-    """What is true of one photo. boxes: float [n, 4], x1 y1 x2 y2 in pixels; ignore: bool [n], true = not counted (rule 4)."""
+    """What is true of one photo. boxes: float [n, 4], x1 y1 x2 y2 in pixels; ignore: bool [n], true = not counted
+    (rule 4)."""
 
     @property
     def name(self) -> str: ...
@@ -46,7 +49,8 @@ class Photo(Protocol):
 
 
 class Found(Protocol):
-    """What a detector says of one photo. boxes: float [k, 4], x1 y1 x2 y2 in pixels, not rounded; scores: float [k]; any order."""
+    """What a detector says of one photo. boxes: float [k, 4], x1 y1 x2 y2 in pixels, not rounded; scores: float [k];
+    any order."""
 
     @property
     def boxes(self) -> NDArray[Any]: ...
@@ -74,7 +78,8 @@ SIZE_BUCKETS = (
 
 @dataclass(frozen=True)
 class Score:
-    """AP of one subset of faces. `faces` is how many were counted; AP and recall are None where there was none to find."""
+    """AP of one subset of faces. `faces` is how many were counted; AP and recall are None where there was none to
+    find."""
 
     faces: int
     ap50: float | None
@@ -87,8 +92,8 @@ class Report:
     """The outcome of `evaluate`; every AP and recall lies in 0..1.
 
     ap50: AP at IoU 0.5; ap: mean AP over IoU 0.50:0.05:0.95; recall50: recall at IoU 0.5 with every detection taken;
-    ap50_strict: AP at IoU 0.5 that punishes false positives on photos without a face too; ap_by_iou: AP at every IoU taken;
-    by_size: one `Score` a bucket, empty where the photos' sizes were not given.
+    ap50_strict: AP at IoU 0.5 that punishes false positives on photos without a face too; ap_by_iou: AP at every IoU
+    taken; by_size: one `Score` a bucket, empty where the photos' sizes were not given.
     """
 
     photos: int
@@ -111,8 +116,9 @@ class Report:
 class _Matches:
     """All detections of all photos after rules 1 to 3, photo by photo, sorted within each photo.
 
-    scores: raw, [N]; overlap: the largest IoU with a face of the photo, 0 where it has none, [N]; face: index of that face in the list of
-    all faces, -1 where none, [N]; size: long side over the photo's long side, [N], or None; in_photo_with_faces: bool [N].
+    scores: raw, [N]; overlap: the largest IoU with a face of the photo, 0 where it has none, [N]; face: index of that
+    face in the list of all faces, -1 where none, [N]; size: long side over the photo's long side, [N], or None;
+    in_photo_with_faces: bool [N].
     """
 
     scores: Floats
@@ -123,7 +129,8 @@ class _Matches:
 
 
 def iou_matrix(first: ArrayLike, second: ArrayLike) -> Floats:
-    """IoU of every pair, with WIDER's +1 pixel convention (rule 3). first: [n, 4], second: [m, 4], x1 y1 x2 y2 -> float64 [n, m]."""
+    """IoU of every pair, with WIDER's +1 pixel convention (rule 3). first: [n, 4], second: [m, 4], x1 y1 x2 y2 ->
+    float64 [n, m]."""
     a = np.asarray(first, dtype=np.float64).reshape(-1, 4)
     b = np.asarray(second, dtype=np.float64).reshape(-1, 4)
     top_left = np.maximum(a[:, None, :2], b[None, :, :2])
@@ -148,7 +155,8 @@ def normalise_scores(scores: Floats) -> Floats:
 
 
 def average_precision(recall: Floats, precision: Floats) -> float:
-    """Rule 7. recall: not decreasing, [N]; precision: [N]; a precision of 0/0 is passed as 0, which the envelope lifts."""
+    """Rule 7. recall: not decreasing, [N]; precision: [N]; a precision of 0/0 is passed as 0, which the envelope
+    lifts."""
     recall = np.concatenate([[0.0], recall, [1.0]])
     precision = np.concatenate([[0.0], precision, [0.0]])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -164,12 +172,13 @@ def evaluate(
     ious: Sequence[float] = COCO_IOUS,
     buckets: Sequence[SizeBucket] = SIZE_BUCKETS,
 ) -> Report:
-    """Score `detections` (by photo name) against `annotations`; a photo that is not in `detections` counts as one without any.
+    """Score `detections` (by photo name) against `annotations`; a photo that is not in `detections` counts as one
+    without any.
 
-    photo_sizes: (width, height) of every photo; with it the report has AP by face size. As in COCO, faces outside the bucket count as
-    ignored, and detections outside the bucket's range that hit nothing leave the proposals.
-    Raises ValueError on detections of photos that the annotations do not list (a mistake in names reads as a poor detector), on
-    shapes that do not fit, on numbers that are not finite, and on a missing IoU of 0.5.
+    photo_sizes: (width, height) of every photo; with it the report has AP by face size. As in COCO, faces outside the
+    bucket count as ignored, and detections outside the bucket's range that hit nothing leave the proposals.
+    Raises ValueError on detections of photos that the annotations do not list (a mistake in names reads as a poor
+    detector), on shapes that do not fit, on numbers that are not finite, and on a missing IoU of 0.5.
     """
     photos = list(annotations)
     if 0.5 not in ious:
@@ -181,7 +190,8 @@ def evaluate(
     strangers = sorted(set(detections) - set(names))
     if strangers:
         raise ValueError(
-            f"{len(strangers)} photos have detections but no annotation, such as {strangers[0]!r}; names must match to the letter"
+            f"{len(strangers)} photos have detections but no annotation, such as {strangers[0]!r}; "
+            "names must match to the letter"
         )
     if photo_sizes is not None and (lacking := [name for name in names if name not in photo_sizes]):
         raise ValueError(f"photo_sizes lacks {len(lacking)} photos, such as {lacking[0]!r}")
@@ -212,7 +222,13 @@ def evaluate(
 def _match(
     detections: Mapping[str, Found], photos: Sequence[Photo], photo_sizes: Mapping[str, tuple[int, int]] | None
 ) -> _Matches:
-    scores, overlaps, faces, sizes, with_faces = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)], []
+    scores, overlaps, faces, sizes, with_faces = (
+        [np.zeros(0)],
+        [np.zeros(0)],
+        [np.zeros(0, np.int64)],
+        [np.zeros(0)],
+        [],
+    )
     first_face = 0
     for photo in photos:
         truth = np.asarray(photo.boxes, dtype=np.float64).reshape(-1, 4)
@@ -296,7 +312,8 @@ def _average_precision_at(
     if not faces or not matches.scores.size:
         return 0.0
     thresholds = 1.0 - np.arange(1, THRESHOLDS + 1) / THRESHOLDS
-    # The first threshold (they fall) that lets a detection through; the same detections pass as with MATLAB's cut of a sorted list.
+    # The first threshold (they fall) that lets a detection through; the same detections pass as with MATLAB's cut of
+    # a sorted list.
     entry = np.searchsorted(-thresholds, -normalise_scores(matches.scores), side="left")
     counted = matches.in_photo_with_faces  # Rule 6.
     hits = np.cumsum(np.bincount(entry[hit & counted], minlength=THRESHOLDS))
@@ -334,5 +351,8 @@ def _score_bucket(
         return Score(faces=0, ap50=None, ap=None, recall50=None)
     by_iou = {iou: _average_precision_at(matches, ignore, iou, bucket) for iou in ious}
     return Score(
-        faces=faces, ap50=by_iou[0.5], ap=float(np.mean(list(by_iou.values()))), recall50=_recall_at(matches, ignore, 0.5)
+        faces=faces,
+        ap50=by_iou[0.5],
+        ap=float(np.mean(list(by_iou.values()))),
+        recall50=_recall_at(matches, ignore, 0.5),
     )

@@ -1,0 +1,110 @@
+"""`python -m training`: train, evaluate and describe detectors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+Data = Annotated[Path, typer.Option(help="Folder in WIDER Face's layout, or its short form (see README).")]
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: object) -> typer.Exit:
+    typer.secho(f"error: {message}", fg="red", err=True)
+    return typer.Exit(2)
+
+
+@app.command()
+def train(
+    data: Data = Path("../shared/data/faces"),
+    out: Annotated[Path, typer.Option(help="Folder of the run; a run found there is resumed.")] = Path("runs/d0"),
+    recipe: Annotated[str, typer.Option(help="paper, scratch (for a GPU) or scratch-cpu.")] = "scratch-cpu",
+    member: Annotated[str, typer.Option(help="d0, d1 or d2: width, head and backbone of Table 7.")] = "d0",
+    epochs: Annotated[float | None, typer.Option(help="Overrides the recipe's length; may change on resume.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, crops and augmentation.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of the network; 0 leaves torch's default.")] = 0,
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = 1,
+    cache: Annotated[Path, typer.Option(help="Folder for decoded pictures (about 7 GB for 9,600 photos).")] = Path(
+        ".cache/pictures"
+    ),
+    init: Annotated[Path | None, typer.Option(help="Start from the weights of another checkpoint.")] = None,
+    imagenet: Annotated[Path | None, typer.Option(help="torchvision ImageNet weights of the backbone, a file.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    validate_every: Annotated[int, typer.Option(help="Steps between evaluations on `dev`; 0: only at the end.")] = 0,
+    validate_on: Annotated[int, typer.Option(help="Number of evenly spaced dev photos; 0 takes all.")] = 0,
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    dev_split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "dev",
+    long_side: Annotated[int, typer.Option(help="Long side of evaluation, pixels.")] = 640,
+    compile: Annotated[bool, typer.Option(help="torch.compile the network.")] = False,
+) -> None:
+    """Train a detector. Stop it with Ctrl-C at any time; the same command goes on where it stopped.
+
+    Several GPUs or processes:  torchrun --nproc-per-node 2 -m training train --out runs/d0
+    """
+    import torch
+
+    from training.data.dataset import load_training_set
+    from training.engine.distributed import world as join
+    from training.engine.loop import RunOptions, steps_for
+    from training.engine.loop import train as run
+    from training.engine.validate import score_split
+    from training.family import MEMBERS
+    from training.recipes import RECIPES
+
+    if recipe not in RECIPES:
+        raise _fail(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    if member not in MEMBERS:
+        raise _fail(f"no member {member!r}; there are {', '.join(MEMBERS)}")
+    config = dataclasses.replace(RECIPES[recipe](), model=MEMBERS[member], seed=seed)
+    if epochs is not None:
+        config = dataclasses.replace(config, epochs=epochs)
+    if threads:
+        torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, _stop)
+    options = RunOptions(out, workers, save_every, validate_every, compile, init, imagenet)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with join(device) as world:
+            photos = load_training_set(data, split, cache, config.data)
+            if world.main:
+                typer.echo(f"{config.recipe} {member}: {len(photos)} photos, {steps_for(config, len(photos), world.size)} steps")
+                (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
+            done = run(
+                config, photos, options, world,
+                lambda model: score_split(model, data, dev_split, long_side, validate_on or None),
+            )  # fmt: skip
+            if world.main:
+                typer.echo(f"done: {done.images} pictures in {done.seconds / 60:.1f} min, AP.50 {done.best:.4f}")
+    except (FileNotFoundError, ValueError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; run the same command again to go on from {out / 'last.pt'}", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def describe(member: Annotated[str, typer.Argument(help="d0, d1 or d2.")] = "d0") -> None:
+    """Print a member's structure, parameters and multiply-accumulates at 480x640."""
+    from training.family import MEMBERS, count
+
+    if member not in MEMBERS:
+        raise _fail(f"no member {member!r}; there are {', '.join(MEMBERS)}")
+    counts = count(MEMBERS[member])
+    typer.echo(json.dumps({**dataclasses.asdict(MEMBERS[member]), **dataclasses.asdict(counts)}, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(app())

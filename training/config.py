@@ -1,0 +1,53 @@
+"""The typed configuration of one training run. Recipes (`training.recipes`) are functions that return one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from training.data.dataset import DataConfig
+from training.data.photometric import PhotometricConfig
+from training.models.detector import DetectorConfig
+from training.models.losses import LossConfig
+
+
+@dataclass(frozen=True)
+class CropSize:
+    """Square crops of `side` pixels in batches of `batch` a rank, drawn in `share` of the steps."""
+
+    side: int
+    batch: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """schedule: `multistep` drops tenfold at `milestones` (fractions of all steps); `wsd` keeps the rate until the last
+    `decay` of all steps and then goes linearly to zero, so that a run can be prolonged before its decay."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_steps: int = 500
+    schedule: Literal["multistep", "wsd"] = "multistep"
+    milestones: tuple[float, ...] = (0.5, 100 / 120)
+    decay: float = 0.4
+    clip_norm: float = 10.0
+    ema: float = 0.999
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. precision `bf16` autocasts convolutions on CPU and GPU alike; losses stay in float32."""
+
+    recipe: str
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sizes: tuple[CropSize, ...] = (CropSize(640, 32),)
+    epochs: float = 120.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = 0

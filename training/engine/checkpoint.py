@@ -1,0 +1,57 @@
+"""Checkpoints: everything that a run needs to go on, written atomically, loadable with `weights_only`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.models.anchors import AnchorConfig
+from training.models.detector import Detector, DetectorConfig, build_detector
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write beside the target and rename, so that a cut-off write never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU. Raises ValueError that names the file where it is not one of ours."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict) or "ema" not in content or "config" not in content:
+        raise ValueError(f"{path} is not a checkpoint of `python -m training train`")
+    return content
+
+
+def detector_config(stored: dict[str, Any]) -> DetectorConfig:
+    """Rebuild the model's config from a checkpoint's `config` entry."""
+    fields = dict(stored["model"])
+    anchors = dict(fields.pop("anchors"))
+    anchors["strides"] = tuple(anchors["strides"])
+    return DetectorConfig(anchors=AnchorConfig(**anchors), **fields)
+
+
+def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
+    """The detector with its averaged weights, in eval mode, and the whole checkpoint."""
+    content = load(path)
+    detector = build_detector(detector_config(content["config"]))
+    weights: dict[str, Tensor] = content["ema"]
+    detector.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+    return detector.eval(), content
+
+
+def as_plain(config: Any) -> dict[str, Any]:
+    """A dataclass as plain containers, which `weights_only` loading accepts."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,206 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.config import TrainConfig
+from training.data.dataset import CropDataset, StreamSampler, collate
+from training.data.photometric import augment
+from training.engine import checkpoint
+from training.engine.distributed import World
+from training.engine.optim import Ema, build_optimizer, learning_rate
+from training.models.detector import Detector, build_detector, normalize
+from training.models.losses import Targets, detection_loss
+
+LAST, BEST = "last.pt", "best.pt"
+Validate = Callable[[Detector], dict[str, float]]
+
+
+@dataclass
+class Progress:
+    """What a run has done so far. seconds: time spent in steps, over all starts."""
+
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """out: the run's folder; workers: loader processes; save_every and validate_every in steps (0: only at the end)."""
+
+    out: Path
+    workers: int = 1
+    save_every: int = 200
+    validate_every: int = 0
+    compile: bool = False
+    init: Path | None = None
+    imagenet: Path | None = None
+
+
+def steps_for(config: TrainConfig, photos: int, ranks: int) -> int:
+    """Number of steps that show `photos` pictures `epochs` times."""
+    total = sum(s.share for s in config.sizes)
+    batch = sum(s.batch * s.share / total for s in config.sizes) * ranks
+    return max(1, round(config.epochs * photos / batch))
+
+
+def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: World, validate: Validate) -> Progress:
+    """Train, resuming from `out/last.pt` where it exists; leaves `last.pt` and, by AP.50, `best.pt`.
+
+    An interrupt (Ctrl-C, SIGTERM turned into KeyboardInterrupt) saves the state before it is passed on.
+    """
+    torch.manual_seed(config.seed)
+    device = world.device
+    model = build_detector(config.model).to(device, memory_format=torch.channels_last)
+    if options.imagenet:
+        model.backbone.load_imagenet(options.imagenet)
+    if options.init:
+        model.load_state_dict(checkpoint.load_detector(options.init)[0].state_dict())
+    optimizer = build_optimizer(model, config.optim)
+    ema, progress = Ema(model, config.optim.ema), Progress()
+    last = options.out / LAST
+    if last.is_file():
+        progress = _restore(checkpoint.load(last), model, optimizer, ema)
+    steps = steps_for(config, len(data), world.size)
+    network: nn.Module = model
+    if world.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if device.type == "cuda" else model
+        network = DistributedDataParallel(model)
+    if options.compile:
+        network = torch.compile(network, dynamic=False)
+    writer = SummaryWriter(str(options.out)) if world.main else None
+
+    def store(name: str) -> None:
+        if world.main:
+            checkpoint.save(options.out / name, _state(config, model, optimizer, ema, progress, steps))
+
+    def check() -> None:
+        scores = validate(_averaged(config, ema, device)) if world.main else {}
+        if scores.get("ap50", -1.0) > progress.best:
+            progress.best = scores["ap50"]
+            store(BEST)
+        for name, value in scores.items():
+            if writer:
+                writer.add_scalar(f"dev/{name}", value, progress.step)
+        if world.main:
+            with (options.out / "dev.jsonl").open("a") as log:
+                log.write(json.dumps({"step": progress.step, "images": progress.images, **scores}) + "\n")
+
+    bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not world.main, mininterval=2.0)
+    try:
+        for images, targets in _batches(config, data, options, world, progress.step, steps):
+            began = time.monotonic()
+            rate = learning_rate(progress.step, steps, config.optim)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step * 131 + world.rank)
+            terms = _step(network, optimizer, config, images, targets, generator, device)
+            ema.update(model)
+            progress.step += 1
+            progress.images += len(images) * world.size
+            progress.seconds += time.monotonic() - began
+            if writer and progress.step % 10 == 0:
+                values = {name: float(value) for name, value in terms.items()}
+                bar.set_postfix(**{k: f"{v:.3f}" for k, v in values.items()}, lr=f"{rate:.1e}")
+                for name, value in values.items():
+                    writer.add_scalar(f"train/{name}", value, progress.step)
+                writer.add_scalar("train/lr", rate, progress.step)
+            bar.update()
+            if options.save_every and progress.step % options.save_every == 0:
+                store(LAST)
+            if options.validate_every and progress.step % options.validate_every == 0:
+                check()
+    except KeyboardInterrupt:
+        store(LAST)
+        raise
+    finally:
+        bar.close()
+        if writer:
+            writer.close()
+    check()
+    store(LAST)
+    return progress
+
+
+def _step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    images: Tensor,
+    targets: list[Targets],
+    generator: torch.Generator,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """One optimiser step. Returns loss terms and the gradient's norm before clipping, as tensors on the device."""
+    network.train()
+    images = images.to(device, non_blocking=True)
+    targets = [Targets(t.faces.to(device, non_blocking=True), t.ignored.to(device, non_blocking=True)) for t in targets]
+    x = normalize(augment(images, config.photometric, generator)).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        output = network(x)
+    losses = detection_loss(output, targets, config.loss)
+    (losses.cls + losses.box).backward()
+    norm = nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
+    # A step whose gradient overflowed would poison weights and average for good.
+    if torch.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"cls": losses.cls.detach(), "box": losses.box.detach(), "grad": norm, "positives": losses.positives}
+
+
+def _batches(
+    config: TrainConfig, data: CropDataset, options: RunOptions, world: World, start: int, stop: int
+) -> Iterator[tuple[Tensor, list[Targets]]]:
+    sizes = [(s.side, s.batch, s.share) for s in config.sizes]
+    sampler = StreamSampler(data.weights(), sizes, config.seed, start, stop, world.rank)
+    loader: DataLoader[Any] = DataLoader(
+        data,
+        batch_sampler=sampler,
+        num_workers=options.workers,
+        collate_fn=collate,
+        pin_memory=world.device.type == "cuda",
+        prefetch_factor=4 if options.workers else None,
+    )
+    yield from loader
+
+
+def _averaged(config: TrainConfig, ema: Ema, device: torch.device) -> Detector:
+    model = build_detector(config.model).to(device, memory_format=torch.channels_last)
+    model.load_state_dict(ema.state)
+    return model.eval()
+
+
+def _state(
+    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, progress: Progress, steps: int
+) -> dict[str, Any]:
+    return {
+        "config": checkpoint.as_plain(config),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": ema.state,
+        "ema_updates": ema.updates,
+        "progress": checkpoint.as_plain(replace(progress)),
+        "steps": steps,
+    }
+
+
+def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> Progress:
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    ema.load(state["ema"], state["ema_updates"])
+    return Progress(**state["progress"])
