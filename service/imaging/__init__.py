@@ -1,0 +1,1 @@
+"""From bytes to pixels, and from boxes back to a picture."""
