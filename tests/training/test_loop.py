@@ -1,0 +1,189 @@
+"""Schedule, averaging, checkpoints, resuming, interrupts, and two processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.config import CropSize, OptimConfig, TrainConfig
+from training.data.dataset import CropDataset, DataConfig, SampleKey, collate, load_training_set
+from training.engine import checkpoint
+from training.engine.distributed import World
+from training.engine.loop import RunOptions, train
+from training.engine.optim import Ema, learning_rate
+from training.engine.validate import score_split
+from training.models import Detector, DetectorConfig
+from training.models.detector import normalize
+from training.models.losses import LossConfig, detection_loss
+from training.recipes import RECIPES
+
+WORLD = World(0, 1, torch.device("cpu"))
+ROOT = Path(__file__).parents[2]
+
+
+def config(epochs: float) -> TrainConfig:
+    return TrainConfig(
+        recipe="test",
+        model=DetectorConfig(channels=8),
+        optim=OptimConfig(name="adamw", lr=1e-3, warmup_steps=2, schedule="multistep"),
+        sizes=(CropSize(64, 2),),
+        epochs=epochs,
+        precision="fp32",
+    )
+
+
+@pytest.fixture
+def photos(tiny_wider: Path, tmp_path: Path) -> CropDataset:
+    return load_training_set(tiny_wider, "train", tmp_path / "cache", DataConfig())
+
+
+def no_validation(_model: Detector) -> dict[str, float]:
+    return {"ap50": 0.5}
+
+
+def test_paper_schedule() -> None:
+    optim = RECIPES["paper"]().optim
+    rates = [learning_rate(epoch * 100, 12_000, optim) for epoch in (6, 59, 61, 101, 119)]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.0001, 0.0001])
+    assert learning_rate(0, 12_000, optim) == pytest.approx(0.01 / 500)
+
+
+def test_wsd_schedule_ends_at_zero() -> None:
+    optim = OptimConfig(schedule="wsd", lr=1.0, warmup_steps=0, decay=0.5)
+    assert [learning_rate(s, 100, optim) for s in (0, 50, 75, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+
+
+def test_paper_recipe_has_the_papers_numbers() -> None:
+    paper = RECIPES["paper"]()
+    assert (paper.loss.match.iou, paper.loss.match.best, paper.loss.box) == (0.4, 1, "smooth_l1")
+    assert (paper.optim.name, paper.optim.lr, paper.optim.momentum, paper.optim.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+    assert (paper.epochs, paper.sizes[0].batch) == (120, 32)
+
+
+def test_ema_follows_the_model() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 0.0)
+    ema = Ema(model, 0.5)
+    torch.nn.init.constant_(model.weight, 1.0)
+    ema.update(model)
+    assert ema.state["weight"].item() == pytest.approx(1 - 2 / 11)
+    for _ in range(50):
+        ema.update(model)
+    assert ema.state["weight"].item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_resumed_run_ends_in_the_same_state_bit_for_bit(photos: CropDataset, tmp_path: Path) -> None:
+    whole, parts = RunOptions(tmp_path / "whole", workers=0), RunOptions(tmp_path / "parts", workers=0)
+    train(config(6 / 3.5), photos, whole, WORLD, no_validation)
+
+    class Stop(Exception):
+        pass
+
+    def stop(_model: Detector) -> dict[str, float]:
+        raise Stop
+
+    cut_off = dataclasses.replace(parts, save_every=3, validate_every=4)
+    with pytest.raises(Stop):
+        train(config(6 / 3.5), photos, cut_off, WORLD, stop)
+    assert checkpoint.load(tmp_path / "parts" / "last.pt")["progress"]["step"] == 3
+    train(config(6 / 3.5), photos, parts, WORLD, no_validation)
+    one, two = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    assert one["progress"]["step"] == two["progress"]["step"] == 6
+    for part in ("model", "ema"):
+        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
+    moments = [s["optimizer"]["state"] for s in (one, two)]
+    assert all(torch.equal(moments[0][k]["exp_avg"], moments[1][k]["exp_avg"]) for k in moments[0])
+
+
+def test_an_interrupt_saves_first(photos: CropDataset, tmp_path: Path) -> None:
+    def interrupt(_model: Detector) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    options = RunOptions(tmp_path, workers=0, save_every=0, validate_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(2), photos, options, WORLD, interrupt)
+    assert checkpoint.load(tmp_path / "last.pt")["progress"]["step"] == 2
+
+
+def test_the_detector_learns(photos: CropDataset, tmp_path: Path, tiny_wider: Path) -> None:
+    losses = []
+    for epochs in (1, 30):
+        out = tmp_path / str(epochs)
+        train(config(epochs), photos, RunOptions(out, workers=0, save_every=0), WORLD, no_validation)
+        events = list(out.glob("events*"))
+        assert events
+        losses.append(_loss(out, photos))
+    assert losses[1] < losses[0] * 0.8
+    detector, content = checkpoint.load_detector(tmp_path / "30" / "best.pt")
+    assert content["config"]["recipe"] == "test"
+    scores = score_split(detector, tiny_wider, "dev", 128)
+    assert set(scores) == {"ap50", "ap", "recall50"}
+
+
+def _loss(run: Path, photos: CropDataset) -> float:
+    """Mean loss of the run's averaged weights over a fixed set of crops."""
+    detector, _ = checkpoint.load_detector(run / "last.pt")
+    images, targets = collate([photos[SampleKey(k % 6, 64, (9, 9, k))] for k in range(24)])
+    with torch.no_grad():
+        losses = detection_loss(detector(normalize(images)), targets, LossConfig())
+    return float(losses.cls + losses.box)
+
+
+def test_checkpoints_of_others_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"not a checkpoint")
+    torch.save({"weights": 1}, tmp_path / "b.pt")
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(ValueError, match=name):
+            checkpoint.load(tmp_path / name)
+
+
+def run_cli(*args: str, torchrun: bool = False) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "training", *args]
+    if torchrun:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+        command = [sys.executable, "-m", *launcher, "-m", "training", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_train_one_model(tiny_wider: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run_cli(
+        "train", "--data", str(tiny_wider), "--out", str(out), "--cache", str(tmp_path / "cache"), "--epochs", "8",
+        "--workers", "0", "--device", "cpu", "--long-side", "64", torchrun=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = checkpoint.load(out / "last.pt")
+    # 7 photos x 8 epochs in batches of 13.5 on each of two ranks
+    assert state["progress"]["step"] == 2
+    assert state["progress"]["images"] > 20
+    assert json.loads((out / "dev.jsonl").read_text().splitlines()[-1])["step"] == 2
+
+
+def test_commands_refuse_nonsense_in_a_sentence(tmp_path: Path) -> None:
+    for args, sentence in (
+        (("train", "--data", str(tmp_path)), "no split 'train'"),
+        (("train", "--recipe", "magic"), "no recipe 'magic'"),
+        (("describe", "d9"), "no member 'd9'"),
+    ):
+        done = run_cli(*args, *(("--out", str(tmp_path / "o")) if args[0] == "train" else ()))
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_describe_prints_d0() -> None:
+    described = json.loads(run_cli("describe", "d0").stdout)
+    assert described["backbone"] == "resnet18"
+    assert described["parameters"] > 11_000_000
