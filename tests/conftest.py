@@ -1,0 +1,45 @@
+"""Pictures that every test package may use: NASA's astronaut (public domain, in scikit-image) and a mosaic of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from skimage import data
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> Pixels:
+    """One face near the top, uint8 RGB [512, 512, 3]; read-only, so that no test can change it for another."""
+    pixels: Pixels = np.ascontiguousarray(data.astronaut(), dtype=np.uint8)
+    pixels.setflags(write=False)
+    return pixels
+
+
+@pytest.fixture(scope="session")
+def crowd(astronaut: Pixels) -> Pixels:
+    """Sixteen faces in a 4 by 4 mosaic of half-size copies, every other one mirrored, uint8 RGB [1024, 1024, 3]."""
+    tile = np.asarray(Image.fromarray(astronaut).resize((256, 256), Image.Resampling.BILINEAR))
+    rows = [np.concatenate([tile[:, :: 1 if (r + c) % 2 else -1] for c in range(4)], axis=1) for r in range(4)]
+    mosaic: Pixels = np.ascontiguousarray(np.concatenate(rows, axis=0))
+    mosaic.setflags(write=False)
+    return mosaic
+
+
+@pytest.fixture(scope="session")
+def jpeg_bytes() -> Callable[..., bytes]:
+    """A function (pixels uint8 [h, w, 3], quality=90, any other Pillow save option) -> JPEG file bytes."""
+
+    def encode(pixels: Pixels, quality: int = 90, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, **options)
+        return buffer.getvalue()
+
+    return encode
