@@ -80,7 +80,8 @@ def train(
         with join(device) as world:
             photos = load_training_set(data, split, cache, config.data)
             if world.main:
-                typer.echo(f"{config.recipe} {member}: {len(photos)} photos, {steps_for(config, len(photos), world.size)} steps")
+                steps = steps_for(config, len(photos), world.size)
+                typer.echo(f"{config.recipe} {member}: {len(photos)} photos, {steps} steps")
                 (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
             done = run(
                 config, photos, options, world,

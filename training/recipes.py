@@ -37,7 +37,7 @@ def scratch() -> TrainConfig:
 
 
 def scratch_cpu() -> TrainConfig:
-    """`scratch` for a few CPU cores: mostly 256-pixel crops in small batches, larger ones now and then for large faces."""
+    """`scratch` for a few CPU cores: mostly 256-pixel crops, larger ones now and then for large faces."""
     base = scratch()
     return TrainConfig(
         recipe="scratch-cpu",

@@ -16,7 +16,7 @@ FACE = (174, 66, 272, 198)  # the astronaut's face: x1 y1 x2 y2 in the 512 x 512
 def tiny_wider(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """root/{train,dev}/images with 6 and 3 photos, each one face at another scale, and one negative."""
     root = tmp_path_factory.mktemp("wider")
-    source = Image.fromarray(astronaut())
+    source = Image.fromarray(astronaut())  # type: ignore[no-untyped-call]
     for split, sides in (("train", (160, 200, 240, 280, 320, 512)), ("dev", (192, 256, 384))):
         images = root / split / "images" / "event"
         images.mkdir(parents=True)

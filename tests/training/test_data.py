@@ -118,7 +118,7 @@ def test_missing_pictures_are_named(tiny_wider: Path, tmp_path: Path) -> None:
     (tmp_path / "train" / "images").mkdir(parents=True)
     (tmp_path / "split").mkdir()
     (tmp_path / "split" / "train_bbx_gt.txt").write_text("gone.jpg\n1\n1 1 5 5 0 0 0 0 0 0\n")
-    with pytest.raises(FileNotFoundError, match="gone.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         load_training_set(tmp_path, "train", tmp_path, DataConfig())
 
 

@@ -64,7 +64,8 @@ def test_wsd_schedule_ends_at_zero() -> None:
 def test_paper_recipe_has_the_papers_numbers() -> None:
     paper = RECIPES["paper"]()
     assert (paper.loss.match.iou, paper.loss.match.best, paper.loss.box) == (0.4, 1, "smooth_l1")
-    assert (paper.optim.name, paper.optim.lr, paper.optim.momentum, paper.optim.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+    optim = paper.optim
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
     assert (paper.epochs, paper.sizes[0].batch) == (120, 32)
 
 
@@ -84,14 +85,14 @@ def test_a_resumed_run_ends_in_the_same_state_bit_for_bit(photos: CropDataset, t
     whole, parts = RunOptions(tmp_path / "whole", workers=0), RunOptions(tmp_path / "parts", workers=0)
     train(config(6 / 3.5), photos, whole, WORLD, no_validation)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(_model: Detector) -> dict[str, float]:
-        raise Stop
+        raise StopError
 
     cut_off = dataclasses.replace(parts, save_every=3, validate_every=4)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train(config(6 / 3.5), photos, cut_off, WORLD, stop)
     assert checkpoint.load(tmp_path / "parts" / "last.pt")["progress"]["step"] == 3
     train(config(6 / 3.5), photos, parts, WORLD, no_validation)

@@ -99,7 +99,8 @@ def test_losses_vanish_for_a_perfect_answer_and_ignore_what_they_should(kind: st
 def test_focal_term_by_hand() -> None:
     anchors = boxes((0, 0, 10, 10), (100, 100, 110, 110))
     logits = torch.zeros(1, 2)
-    losses = detection_loss(Output(logits, torch.zeros(1, 2, 4), anchors), [Targets(anchors[:1], boxes())], LossConfig())
+    output = Output(logits, torch.zeros(1, 2, 4), anchors)
+    losses = detection_loss(output, [Targets(anchors[:1], boxes())], LossConfig())
     expected = 0.25 * 0.25 * math.log(2) + 0.75 * 0.25 * math.log(2)
     assert losses.cls.item() == pytest.approx(expected, rel=1e-5)
 
@@ -109,7 +110,7 @@ def test_losses_without_any_face_still_have_a_gradient() -> None:
     deltas = torch.zeros(1, 2, 4, requires_grad=True)
     output = Output(logits, deltas, boxes((0, 0, 10, 10), (20, 20, 30, 30)))
     losses = detection_loss(output, [Targets(boxes(), boxes())], LossConfig())
-    (losses.cls + losses.box).backward()
+    torch.autograd.backward(losses.cls + losses.box)
     assert logits.grad is not None
     assert bool((logits.grad > 0).all())
 

@@ -30,7 +30,7 @@ class CropConfig:
     face: a random face scaled to a log-uniform `face_range` (pixels of the output, relative to a 256 crop);
     anchor: data-anchor sampling; ssd: random square of 0.3..1 of the short side.
     whole_range: scale of a whole-photo crop, relative to fitting the long side;
-    min_fill: a face crop never shrinks the photo's long side below this share of the output, which would be mostly grey.
+    min_fill: a face crop never shrinks the photo's long side below this share of the output.
     """
 
     face: float = 0.6

@@ -48,7 +48,9 @@ def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
     content = load(path)
     detector = build_detector(detector_config(content["config"]))
     weights: dict[str, Tensor] = content["ema"]
-    detector.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+    # Shipped checkpoints hold half precision.
+    full = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    detector.load_state_dict(full)
     return detector.eval(), content
 
 

@@ -66,7 +66,7 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     """
     torch.manual_seed(config.seed)
     device = world.device
-    model = build_detector(config.model).to(device, memory_format=torch.channels_last)
+    model = _on(build_detector(config.model), device)
     if options.imagenet:
         model.backbone.load_imagenet(options.imagenet)
     if options.init:
@@ -79,10 +79,11 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     steps = steps_for(config, len(data), world.size)
     network: nn.Module = model
     if world.size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if device.type == "cuda" else model
+        if device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         network = DistributedDataParallel(model)
     if options.compile:
-        network = torch.compile(network, dynamic=False)
+        network.compile(dynamic=False)
     writer = SummaryWriter(str(options.out)) if world.main else None
 
     def store(name: str) -> None:
@@ -116,7 +117,7 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
             progress.seconds += time.monotonic() - began
             if writer and progress.step % 10 == 0:
                 values = {name: float(value) for name, value in terms.items()}
-                bar.set_postfix(**{k: f"{v:.3f}" for k, v in values.items()}, lr=f"{rate:.1e}")
+                bar.set_postfix({**{k: f"{v:.3f}" for k, v in values.items()}, "lr": f"{rate:.1e}"})
                 for name, value in values.items():
                     writer.add_scalar(f"train/{name}", value, progress.step)
                 writer.add_scalar("train/lr", rate, progress.step)
@@ -154,7 +155,7 @@ def _step(
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         output = network(x)
     losses = detection_loss(output, targets, config.loss)
-    (losses.cls + losses.box).backward()
+    torch.autograd.backward(losses.cls + losses.box)
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
     # A step whose gradient overflowed would poison weights and average for good.
     if torch.isfinite(norm):
@@ -179,8 +180,17 @@ def _batches(
     yield from loader
 
 
+def _on(model: Detector, device: torch.device) -> Detector:
+    """The model on its device; convolutions are faster with channels last, on CPUs and GPUs alike."""
+    model.to(device)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
 def _averaged(config: TrainConfig, ema: Ema, device: torch.device) -> Detector:
-    model = build_detector(config.model).to(device, memory_format=torch.channels_last)
+    model = _on(build_detector(config.model), device)
     model.load_state_dict(ema.state)
     return model.eval()
 

@@ -20,7 +20,6 @@ from training.models.detector import Detector, normalize
 from training.models.postprocess import PostprocessConfig, postprocess
 
 
-
 class Found(NamedTuple):
     """boxes: float64 [K, 4] x1 y1 x2 y2 in pixels of the picture; scores: float64 [K], best first."""
 
@@ -51,7 +50,12 @@ def detect_picture(
 
 
 def detect_split(
-    detector: Detector, root: Path, split: str, long_side: int | None, config: PostprocessConfig, limit: int | None = None
+    detector: Detector,
+    root: Path,
+    split: str,
+    long_side: int | None,
+    config: PostprocessConfig,
+    limit: int | None = None,
 ) -> Iterator[tuple[PhotoAnnotation, Found]]:
     """Yield every photo's annotation with what the detector found; `limit` takes evenly spaced photos."""
     paths = resolve_split(root, split)
@@ -62,7 +66,9 @@ def detect_split(
         yield photo, detect_picture(detector, load_picture(paths.images / photo.name), long_side, config)
 
 
-def score_split(detector: Detector, root: Path, split: str, long_side: int, limit: int | None = None) -> dict[str, float]:
+def score_split(
+    detector: Detector, root: Path, split: str, long_side: int, limit: int | None = None
+) -> dict[str, float]:
     """AP.50, AP and recall of a split by the WIDER protocol."""
     found: dict[str, Found] = {}
     photos: list[PhotoAnnotation] = []

@@ -61,4 +61,5 @@ class ResNetPyramid(nn.Module):
         missing, unexpected = self.load_state_dict(state, strict=False)
         missing = [key for key in missing if not key.startswith(("layer5.", "layer6."))]
         if missing or unexpected:
-            raise ValueError(f"{path} is not a checkpoint of this ResNet: missing {missing[:3]}, unexpected {unexpected[:3]}")
+            wrong = f"missing {missing[:3]}, unexpected {unexpected[:3]}"
+            raise ValueError(f"{path} is not a checkpoint of this ResNet: {wrong}")

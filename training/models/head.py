@@ -19,9 +19,7 @@ class Tower(nn.Module):
     def __init__(self, channels: int, convs: int, levels: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(convs))
-        self.norms = nn.ModuleList(
-            nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(convs)) for _ in range(levels)
-        )
+        self.norms = nn.ModuleList(nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(convs)) for _ in range(levels))
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         norms = self.norms[level]
@@ -32,7 +30,7 @@ class Tower(nn.Module):
 
 
 class Head(nn.Module):
-    """forward: six maps [N, C, h, w] -> (logits [N, A], deltas [N, A, 4]), A counting the levels' cells, finest first."""
+    """forward: six maps [N, C, h, w] -> (logits [N, A], deltas [N, A, 4]), A cells in all, finest level first."""
 
     def __init__(self, channels: int, convs: int, levels: int = 6) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from training.models.matching import IGNORED, MatchConfig, match
 
 @dataclass(frozen=True)
 class LossConfig:
-    """focal: RetinaNet's alpha and gamma. box: `smooth_l1` is the paper's plain reading, `giou` of the newer recipes."""
+    """focal: RetinaNet's alpha and gamma. box: `smooth_l1` is the paper's plain reading, `giou` the newer one."""
 
     alpha: float = 0.25
     gamma: float = 2.0

@@ -17,7 +17,7 @@ IGNORED = -2
 class MatchConfig:
     """IoU 0.4 for both sides, so there is no ignore zone (paper, section 5.1.1); every face keeps its `best` anchors.
 
-    ignore_iof: an unmatched anchor with at least this share of its area inside an ignore region is left out of the loss.
+    ignore_iof: an unmatched anchor with this share of its area in an ignore region is left out of the loss.
     """
 
     iou: float = 0.4

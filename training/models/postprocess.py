@@ -23,9 +23,7 @@ class PostprocessConfig:
 
 
 @torch.no_grad()
-def postprocess(
-    output: Output, height: int, width: int, config: PostprocessConfig
-) -> list[tuple[Tensor, Tensor]]:
+def postprocess(output: Output, height: int, width: int, config: PostprocessConfig) -> list[tuple[Tensor, Tensor]]:
     """One (boxes [K, 4] x1 y1 x2 y2, scores [K]) a picture, best first, clipped to height x width pixels."""
     results = []
     limit = torch.tensor([width, height, width, height], device=output.logits.device, dtype=torch.float32)
