@@ -135,7 +135,7 @@ def test_the_stream_resumes_exactly_and_ranks_differ() -> None:
 
 def test_weights_leave_out_what_weighs_nothing() -> None:
     sampler = StreamSampler(np.array([0.0, 1.0, 0.0]), [(64, 50, 1.0)], 0, 0, 1)
-    assert {key.index for batch in sampler for key in batch} == {1}
+    assert {key.photo for batch in sampler for key in batch} == {1}
 
 
 def test_photometric_is_reproducible_and_grey_is_grey() -> None:

@@ -38,7 +38,7 @@ class DataConfig:
 class SampleKey(NamedTuple):
     """Names one sample of the endless stream: which picture, at which output size, by which random seed."""
 
-    index: int
+    photo: int
     size: int
     seed: tuple[int, int, int]
 
@@ -66,7 +66,7 @@ class CropDataset(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         rng = np.random.default_rng(key.seed)
-        photo, pixels = self.photos[key.index], self.cache[key.index]
+        photo, pixels = self.photos[key.photo], self.cache[key.photo]
         height, width = pixels.shape[:2]
         window = choose_window(width, height, photo.boxes[~photo.ignore], key.size, self.config.crops, rng)
         image = cut(pixels, window, key.size)
@@ -82,8 +82,9 @@ class CropDataset(Dataset[Sample]):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         boxes, inside = boxes_in_window(photo.boxes, window, size)
         sides = boxes[:, 2:] - boxes[:, :2]
-        visible = (sides > 1).all(axis=1)
-        learn = ~photo.ignore & inside & visible & (sides.max(axis=1, initial=0.0) >= self.config.min_face)
+        visible: NDArray[np.bool_] = np.asarray((sides > 1).all(axis=1))
+        large = sides.max(axis=1, initial=0.0) >= self.config.min_face
+        learn = ~photo.ignore & inside & visible & large
         chosen = np.flatnonzero(learn)
         if len(chosen) > self.config.max_faces:
             chosen = rng.choice(chosen, self.config.max_faces, replace=False)
