@@ -10,15 +10,15 @@ Raise the class that fits with one sentence a person can act on; the HTTP layer 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 
 class AsfdError(Exception):
     """Base of all errors with an HTTP status. `detail` says what was wrong, where, and what to do."""
 
-    status: ClassVar[int] = 500
-    title: ClassVar[str] = "Internal error"
-    type_slug: ClassVar[str] = "internal-error"
+    status: int = 500
+    title: str = "Internal error"
+    type_slug: str = "internal-error"
 
     def __init__(
         self, detail: str, *, extra: dict[str, Any] | None = None, headers: dict[str, str] | None = None

@@ -66,12 +66,12 @@ def _draw(picture: Image.Image, boxes: NDArray[np.float64], scores: NDArray[np.f
 def _line_width(box: NDArray[np.float64], long_side: int) -> int:
     """Thick enough for the picture, thin enough that a small face stays visible inside its box."""
     side = min(box[2] - box[0], box[3] - box[1])
-    return int(max(1, min(round(long_side / 420), side // 14)))
+    return int(max(1, min(max(2, round(long_side / 420)), side // 14)))
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, box: NDArray[np.float64], width: int) -> None:
     x1, y1, x2, y2 = (round(float(value)) for value in box)
-    x2, y2 = max(x1, x2), max(y1, y2)
+    x2, y2 = max(x1, min(x2, draw.im.size[0] - 1)), max(y1, min(y2, draw.im.size[1] - 1))
     if width >= 2:  # a dark edge keeps the box readable on bright ground
         draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_EDGE, width=width + 2)
     draw.rectangle((x1, y1, x2, y2), outline=_BOX, width=width)

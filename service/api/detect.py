@@ -1,0 +1,179 @@
+"""POST /detect."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from service.api.answers import annotated, answer_headers, answer_json, preferred_format
+from service.api.deps import (
+    BudgetHeader,
+    ContextDep,
+    QueryDep,
+    Services,
+    ServicesDep,
+    budget_of,
+    check_pins,
+    no_repeats,
+)
+from service.api.intake import ACCEPTED_TYPES, FIELD, read_picture
+from service.api.schemas import DetectAnswer, Problem
+from service.errors import NotReadyError
+from service.imaging.decode import ImageHeader, Limits, inspect
+from service.runtime import Answer, Ask
+
+router = APIRouter()
+
+_CLIENT_GONE = 499  # nobody reads it; it marks the log line and the metrics as nginx's convention does
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_REQUEST_BODY = {
+    "required": True,
+    "description": f"The picture itself, or a form with the field `{FIELD}`.",
+    "content": {
+        **{content_type: _BINARY for content_type in ACCEPTED_TYPES},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": [FIELD],
+                "properties": {FIELD: {"type": "string", "format": "binary"}},
+            }
+        },
+    },
+}
+_PROBLEMS = {
+    400: "Empty, truncated or damaged picture, or a broken multipart body",
+    408: "The body came too slowly",
+    413: "Too many bytes or too many pixels",
+    415: "Not JPEG, PNG or WebP",
+    422: "A parameter that cannot be used",
+    500: "The detector failed",
+    503: "Infeasible budget with on_infeasible=reject, full queue, or not ready; see Retry-After",
+    504: "The budget ran out before an answer was there",
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": DetectAnswer,
+        "description": "The faces, or with `return=image` the annotated picture",
+        "content": {"image/jpeg": _BINARY, "image/png": _BINARY},
+    },
+    **{
+        status: {
+            "description": text,
+            "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+        }
+        for status, text in _PROBLEMS.items()
+    },
+}
+
+
+class _ClientGoneError(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+@router.post(
+    "/detect",
+    summary="Find faces within a latency budget",
+    dependencies=[no_repeats],
+    responses=RESPONSES,
+    response_class=Response,
+    openapi_extra={"requestBody": _REQUEST_BODY},
+)
+async def detect(
+    request: Request, query: QueryDep, services: ServicesDep, context: ContextDep, x_budget: BudgetHeader = None
+) -> Response:
+    """The most accurate detector that can still finish in time looks for faces.
+
+    The clock runs from the first byte of the request; upload, decoding, queue and inference all count. Drawing the
+    annotated picture for `return=image` does not.
+
+    Example: `curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'localhost:8000/detect?tier=interactive'`
+    """
+    settings = services.settings
+    budget = budget_of(query, x_budget, settings.tiers, settings.default_tier)
+    context.tier = budget.label
+    check_pins(query)
+    _refuse_unless_ready(services)
+    try:
+        data = await read_picture(
+            request, max_bytes=settings.max_upload_bytes, timeout_seconds=settings.body_timeout_seconds
+        )
+        services.metrics.stage("receive", time.monotonic() - context.received)
+        header = inspect(data, Limits(settings.max_pixels))
+        context.notes["picture"] = f"{header.format} {header.width}x{header.height}"
+        ask = Ask(
+            budget_ms=budget.milliseconds,
+            tier=budget.tier,
+            received=context.received,
+            on_infeasible=query.on_infeasible,
+            variant=query.variant,
+            long_side=query.long_side,
+            min_score=query.min_score,
+            max_faces=query.max_faces,
+            min_face=query.min_face,
+        )
+        answer = await _unless_client_leaves(request.receive, services.detector.detect(data, header, ask))
+    except (ClientDisconnect, _ClientGoneError):
+        context.outcome = "client_gone"
+        return Response(status_code=_CLIENT_GONE)
+
+    total = time.monotonic() - context.received
+    context.variant = answer.variant
+    context.outcome = "ok" if total * 1e3 <= answer.budget_ms else "late"
+    context.notes.update(variant=answer.variant, input=f"{answer.input_width}x{answer.input_height}")
+    context.notes["faces"] = len(answer.scores)
+    services.metrics.answered(context.tier, total, answer.budget_ms / 1e3)
+
+    headers = answer_headers(answer, total * 1e3)
+    if query.return_ == "json":
+        body = answer_json(answer, total * 1e3, context.request_id)
+        return Response(body, media_type="application/json", headers=headers)
+    return await _picture_response(request, services, data, header, answer, headers)
+
+
+async def _picture_response(
+    request: Request, services: Services, data: bytes, header: ImageHeader, answer: Answer, headers: dict[str, str]
+) -> Response:
+    image_format = preferred_format(request.headers.get("accept", ""))
+    start = time.monotonic()
+    body = await asyncio.to_thread(annotated, data, header, answer, image_format)
+    elapsed = time.monotonic() - start
+    services.metrics.stage("annotate", elapsed)
+    headers["Server-Timing"] += f", annotate;dur={elapsed * 1e3:.2f}"
+    return Response(body, media_type=f"image/{image_format.lower()}", headers=headers)
+
+
+def _refuse_unless_ready(services: Services) -> None:
+    if services.state.draining:
+        raise NotReadyError("The service is shutting down and takes no new requests. Try again in a moment.")
+    if not services.detector.ready:
+        raise NotReadyError(
+            f"The service is not ready: {services.detector.status}. GET /health/ready tells when it is.",
+            retry_after_s=2,
+        )
+
+
+async def _unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run `work`, and cancel it when the client closes the connection, so that nobody computes for nobody."""
+    job = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise _ClientGoneError
+        return job.result()
+    finally:
+        for task in (job, watch):
+            task.cancel()
+        await asyncio.gather(job, watch, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

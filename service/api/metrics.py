@@ -1,0 +1,111 @@
+"""Prometheus metrics of one app, in a registry of its own. Names: base units, `asfd_` in front, `_total` for counters.
+
+Bucket edges of the latency histogram include every tier's budget, so that attainment by tier is exact:
+share of `asfd_request_latency_seconds_bucket{tier="standard", le="1.0"}` in `asfd_request_latency_seconds_count`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+import service
+from service.api.context import RequestContext
+
+_LATENCY_EDGES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_STAGE_EDGES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_SLACK_EDGES = (-5.0, -1.0, -0.5, -0.1, -0.05, -0.01, 0.0, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_RATIO_EDGES = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+_COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 750)
+
+
+class Metrics:
+    """Also the runtime's observer: `stage`, `dispatch`, `shed`, `predicted_vs_actual`, `queue_wait`, `faces`."""
+
+    def __init__(self, tiers: Mapping[str, float]) -> None:
+        self.registry = registry = CollectorRegistry()
+        edges = sorted({*_LATENCY_EDGES, *(budget / 1e3 for budget in tiers.values())})
+        self._requests = Counter(
+            "asfd_requests", "Requests to /detect.", ("tier", "variant", "outcome"), registry=registry
+        )
+        self._latency = Histogram(
+            "asfd_request_latency_seconds",
+            "First byte to answer, of requests that got their faces.",
+            ("tier",),
+            buckets=edges,
+            registry=registry,
+        )
+        self._slack = Histogram(
+            "asfd_deadline_slack_seconds",
+            "Budget minus latency of answered requests; negative means late.",
+            buckets=_SLACK_EDGES,
+            registry=registry,
+        )
+        self._queue_wait = Histogram(
+            "asfd_queue_wait_seconds", "Wait for the engine.", buckets=_STAGE_EDGES, registry=registry
+        )
+        self._stages = Histogram(
+            "asfd_stage_seconds", "Time by stage of a request.", ("stage",), buckets=_STAGE_EDGES, registry=registry
+        )
+        self._batch = Histogram(
+            "asfd_batch_size", "Pictures an engine run.", buckets=(1, 2, 4, 8, 16, 32), registry=registry
+        )
+        self._dispatches = Counter("asfd_dispatch", "Engine runs by reason.", ("reason",), registry=registry)
+        self._sheds = Counter("asfd_shed", "Requests given up by reason.", ("reason",), registry=registry)
+        self._ratio = Histogram(
+            "asfd_predicted_vs_actual_ratio",
+            "Predicted over measured time of an engine run; above 1 means predicted too long.",
+            ("variant",),
+            buckets=_RATIO_EDGES,
+            registry=registry,
+        )
+        self._faces = Histogram("asfd_faces_per_image", "Faces found.", buckets=_COUNT_EDGES, registry=registry)
+        self._queue_length = Gauge("asfd_queue_length", "Requests that wait for the engine.", registry=registry)
+        self._in_flight = Gauge("asfd_in_flight_requests", "Requests being answered.", registry=registry)
+        self._ready = Gauge("asfd_ready", "1 when models are loaded, profiled and warm.", registry=registry)
+        Gauge("asfd_build_info", "Versions, as labels.", ("version", "python"), registry=registry).labels(
+            service.__version__, platform.python_version()
+        ).set(1)
+        ProcessCollector(registry=registry)  # CPU, resident memory, open files
+
+    def watch(
+        self, *, queue_length: Callable[[], float], in_flight: Callable[[], float], ready: Callable[[], float]
+    ) -> None:
+        """Gauges that are read when Prometheus asks."""
+        self._queue_length.set_function(queue_length)
+        self._in_flight.set_function(in_flight)
+        self._ready.set_function(ready)
+
+    def request_done(self, context: RequestContext) -> None:
+        self._requests.labels(context.tier, context.variant, context.outcome or "unknown").inc()
+
+    def answered(self, tier: str, latency_seconds: float, budget_seconds: float) -> None:
+        self._latency.labels(tier).observe(latency_seconds)
+        self._slack.observe(budget_seconds - latency_seconds)
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._stages.labels(name).observe(seconds)
+
+    def dispatch(self, reason: str, batch_size: int) -> None:
+        self._dispatches.labels(reason).inc()
+        self._batch.observe(batch_size)
+
+    def shed(self, reason: str) -> None:
+        self._sheds.labels(reason).inc()
+
+    def predicted_vs_actual(self, ratio: float, variant: str) -> None:
+        self._ratio.labels(variant).observe(ratio)
+
+    def queue_wait(self, seconds: float) -> None:
+        self._queue_wait.observe(seconds)
+
+    def faces(self, count: int) -> None:
+        self._faces.observe(count)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Text and its content type, in the form that the scraper prefers."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self.registry), content_type

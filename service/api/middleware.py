@@ -1,0 +1,131 @@
+"""The outermost layer: stamps the clock, names the request, counts it, logs one line, and lets no error through."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.context import RequestContext, ServerState, new_context
+from service.api.problems import MEDIA_TYPE, problem_body
+from service.errors import AsfdError
+
+_LOG = logging.getLogger("asfd.request")
+
+# A client that still sends when the connection closes may never see the answer, so the rest of a refused body is read
+# and dropped, within these bounds.
+_DISCARD_BYTES = 64 * 1024 * 1024
+_DISCARD_SECONDS = 2.0
+_QUIET_PATHS = frozenset(("/health/live", "/health/ready", "/metrics"))
+
+
+class RequestMiddleware:
+    """Pure ASGI, so that it sees the request's first message and adds no copy of bodies.
+
+    on_done: called once a request, after its answer was sent.
+    """
+
+    def __init__(self, app: ASGIApp, state: ServerState, on_done: Callable[[str, RequestContext], None]) -> None:
+        self._app = app
+        self._state = state
+        self._on_done = on_done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = new_context(scope)
+        exchange = _Exchange(scope, receive, send, context)
+        self._state.in_flight += 1
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            _LOG.exception("request %s failed", context.request_id)
+            context.outcome = "internal_error"
+            await exchange.send_failure()
+        except asyncio.CancelledError:
+            context.outcome = context.outcome or "cancelled"
+            raise
+        finally:
+            self._state.in_flight -= 1
+            self._on_done(scope["path"], context)
+            _log_line(scope, context)
+
+
+class _Exchange:
+    """One request's `receive` and `send`, watched."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+        self._receive = receive
+        self._send = send
+        self._context = context
+        self._started = False
+        headers = dict(scope["headers"])
+        self._body_left = b"content-length" in headers or b"transfer-encoding" in headers
+        # Such a client waits for a go-ahead; refused, it never sends the body.
+        self._waits_for_go_ahead = b"expect" in headers
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._waits_for_go_ahead = False
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._body_left = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            self._context.status = message["status"]
+            if message["status"] >= 400 and message["status"] != 408:
+                await self._discard_body()
+            extra = [
+                (b"x-request-id", self._context.request_id.encode("latin-1")),
+                (b"x-content-type-options", b"nosniff"),
+            ]
+            if self._context.traceparent is not None:
+                extra.append((b"traceparent", self._context.traceparent.encode("latin-1")))
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        await self._send(message)
+
+    async def send_failure(self) -> None:
+        if self._started:
+            return  # half an answer is out; the server closes the connection
+        error = AsfdError("Something failed here that is not your fault. The log has it under the request id.")
+        body = problem_body(error, self._context.request_id)
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def _discard_body(self) -> None:
+        if not self._body_left or self._waits_for_go_ahead:
+            return
+        left = _DISCARD_BYTES
+        try:
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while self._body_left and left > 0:
+                    message = await self.receive()
+                    left -= len(message.get("body", b""))
+        except TimeoutError:
+            pass
+
+
+def _log_line(scope: Scope, context: RequestContext) -> None:
+    level = logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO
+    if not _LOG.isEnabledFor(level):
+        return
+    line = {
+        "request_id": context.request_id,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": context.status,
+        "ms": round((time.monotonic() - context.received) * 1e3, 1),
+        **({"outcome": context.outcome} if context.outcome else {}),
+        **({"trace_id": context.traceparent.split("-")[1]} if context.traceparent else {}),
+        **context.notes,
+    }
+    # As JSON, because a path may hold line breaks that would forge log lines.
+    _LOG.log(level, "%s", json.dumps(line, default=str))

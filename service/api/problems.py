@@ -1,0 +1,106 @@
+"""Every error as `application/problem+json` (RFC 9457), with a sentence that a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.context import context_of
+from service.errors import AsfdError, BadParameterError, NoSuchPageError, WrongMethodError
+
+MEDIA_TYPE = "application/problem+json"
+_TYPE_BASE = "urn:asfd:problem:"
+
+
+def problem_body(error: AsfdError, request_id: str) -> bytes:
+    document = {
+        "type": _TYPE_BASE + error.type_slug,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "request_id": request_id,
+        **error.extra,
+    }
+    return json.dumps(document, ensure_ascii=False, default=str).encode("utf-8", "replace")
+
+
+def problem_response(error: AsfdError, request_id: str) -> Response:
+    return Response(
+        problem_body(error, request_id), status_code=error.status, media_type=MEDIA_TYPE, headers=error.headers
+    )
+
+
+def validation_problem(error: RequestValidationError, known: list[str]) -> BadParameterError:
+    """The first complaint of pydantic as a sentence; `known` lists the query parameters of the route."""
+    item = error.errors()[0]
+    place = item["loc"][0] if item["loc"] else "request"
+    name = str(item["loc"][-1]) if item["loc"] else "request"
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return BadParameterError(
+            name,
+            f"There is no {place} parameter {_short(name)}.{hint} Known parameters: {', '.join(known)}.",
+            extra={"known": known},
+        )
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = f" (given: {_short(item['input'])})" if isinstance(item.get("input"), str | int | float) else ""
+    return BadParameterError(name, f"{name}: {message[0].lower()}{message[1:]}{given}.")
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers. Whatever they do not catch is caught by the request middleware."""
+
+    async def asfd_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, AsfdError)
+        context = context_of(request.scope)
+        context.outcome = context.outcome or error.type_slug.replace("-", "_")
+        context.notes.setdefault("problem", error.detail)
+        return problem_response(error, context.request_id)
+
+    async def validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return await asfd_error(request, validation_problem(error, _query_parameters(request)))
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return await asfd_error(request, _from_starlette(request, error))
+
+    app.add_exception_handler(AsfdError, asfd_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+
+
+def _query_parameters(request: Request) -> list[str]:
+    names = getattr(request.state, "query_parameters", None)
+    return list(names) if names else []
+
+
+def _from_starlette(request: Request, error: HTTPException) -> AsfdError:
+    headers: Mapping[str, str] = error.headers or {}
+    if error.status_code == 404:
+        return NoSuchPageError(
+            f"There is nothing at {_short(request.url.path)}. POST /detect finds faces; GET /docs lists the rest."
+        )
+    if error.status_code == 405:
+        allowed = headers.get("Allow", headers.get("allow", ""))
+        return WrongMethodError(
+            f"{request.url.path} does not take {_short(request.method)}; it takes {allowed}.",
+            headers={"Allow": allowed},
+        )
+    generic = AsfdError(str(error.detail), headers=dict(headers))
+    generic.status, generic.title, generic.type_slug = error.status_code, "Request refused", "request-refused"
+    return generic
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
