@@ -1,0 +1,58 @@
+"""The network as it is served: uint8 pictures in, candidate boxes out; NMS follows in `export.onnx_graph`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.onnx.operators import shape_as_tensor
+
+from export.nms import DEFAULT_ITERATIONS, cluster_nms
+from service.repository.manifest import Thresholds
+from training.models.anchors import pyramid_anchors
+from training.models.boxes import decode
+from training.models.detector import Detector, normalize
+
+
+class CandidateGraph(nn.Module):
+    """forward: uint8 [N, H, W, 3] RGB -> (boxes [N, K, 4] clipped to the input, scores [N, K]), best first.
+
+    Anchors are made from the maps' sizes inside the graph, so that one file serves every input size.
+    """
+
+    def __init__(self, detector: Detector, thresholds: Thresholds) -> None:
+        super().__init__()
+        self.detector, self.top_k = detector, thresholds.pre_nms_top_k
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = normalize(images.permute(0, 3, 1, 2))
+        features = self.detector.neck(self.detector.backbone(x))
+        logits, deltas = self.detector.head(features)
+        sizes = [(m.shape[-2], m.shape[-1]) for m in features]
+        anchors = pyramid_anchors(sizes, self.detector.anchor_config, images.device)
+        best, index = logits.topk(self.top_k, dim=1)
+        picked = torch.gather(deltas, 1, index[..., None].expand(-1, -1, 4))
+        boxes = decode(picked, anchors[index])
+        # A traced `clamp` would freeze the example's size; as a tensor it stays symbolic.
+        limit = shape_as_tensor(images)[1:3].flip(0).repeat(2).to(boxes.dtype)
+        clipped = torch.minimum(boxes.clamp(min=0), limit)
+        return clipped, best.sigmoid()
+
+
+class PlainGraph(nn.Module):
+    """`CandidateGraph` with NMS of plain fixed-shape operations: nothing data-dependent, no plugin.
+
+    forward: uint8 [N, H, W, 3] -> (num_detections int32 [N], boxes [N, M, 4], scores [N, M]).
+    """
+
+    def __init__(self, detector: Detector, thresholds: Thresholds, iterations: int = DEFAULT_ITERATIONS) -> None:
+        super().__init__()
+        self.candidates = CandidateGraph(detector, thresholds)
+        self.thresholds, self.iterations = thresholds, iterations
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores = self.candidates(images)
+        keep = cluster_nms(boxes, self.thresholds.nms_iou, self.iterations) & (scores > self.thresholds.score)
+        kept, index = (scores * keep).topk(self.thresholds.max_detections, dim=1)
+        found = kept > 0
+        chosen = torch.gather(boxes, 1, index[..., None].expand(-1, -1, 4)) * found[..., None]
+        return found.sum(dim=1).to(torch.int32), chosen, kept
