@@ -18,7 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 @pytest.fixture(scope="session")
 def astronaut() -> Pixels:
     """One face near the top, uint8 RGB [512, 512, 3]; read-only, so that no test can change it for another."""
-    pixels: Pixels = np.ascontiguousarray(data.astronaut(), dtype=np.uint8)
+    pixels: Pixels = np.ascontiguousarray(data.astronaut(), dtype=np.uint8)  # type: ignore[no-untyped-call]
     pixels.setflags(write=False)
     return pixels
 
