@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -28,7 +27,7 @@ class _Strict(BaseModel):
 
 
 class InputSize(_Strict):
-    """One fixed input size of the network, in pixels. Sides are multiples of 32, the stride of the backbone's last level."""
+    """One fixed input size of the network, in pixels. Sides are multiples of 32, the backbone's stride."""
 
     height: int = Field(ge=32, le=4096, multiple_of=32)
     width: int = Field(ge=32, le=4096, multiple_of=32)
@@ -117,7 +116,7 @@ class Provenance(_Strict):
 class Manifest(_Strict):
     """`manifest.json` of one member. Unknown fields and unknown versions are refused."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     member: Name
     title: str
     architecture: Architecture

@@ -1,0 +1,212 @@
+"""How long things take on this machine: measured at start, kept on disk, corrected by what is seen."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.engines.base import Engine
+from service.imaging.decode import ImageHeader, Limits, decode, inspect
+from service.repository.manifest import InputSize
+
+_LOG = logging.getLogger(__name__)
+
+_FEWEST_RUNS, _MOST_RUNS = 4, 20
+_FEW_RUNS_FACTOR = 1.1  # the largest of a few runs stands in for p99, with this margin
+_WINDOW = 100
+_TRUSTED = 30
+_DECODE_MARGIN = 1.5
+_FIT_MS = 4.0  # resizing and padding of one picture, up to 960 pixels
+
+
+class Timing(BaseModel):
+    """Of one (variant, input size), batch 1, in milliseconds. runs: how many were measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variant: str
+    height: int
+    width: int
+    p50_ms: float
+    p99_ms: float
+    runs: int
+
+
+class DecodeCost(BaseModel):
+    """Milliseconds per megapixel of the original picture; JPEG by the fraction (1, 2, 4, 8) that it is decoded at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    jpeg: dict[int, float]
+    png: float
+    webp: float
+
+
+class Profile(BaseModel):
+    """The stored profile. key names models and hardware; a profile of another key is not used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    timings: tuple[Timing, ...]
+    decode: DecodeCost
+
+
+def hardware_name(threads: int) -> str:
+    """Processor, cores and runtime that a profile is valid for."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f"{model} x{os.cpu_count()}, {threads or 'all'} threads, onnxruntime {ort.__version__}"
+
+
+def percentile_99(samples: Sequence[float]) -> float:
+    """p99 of `samples`, or, of fewer than 100, their largest with a tenth on top. Same unit as the samples."""
+    if len(samples) >= 100:
+        return float(np.percentile(samples, 99))
+    return max(samples) * _FEW_RUNS_FACTOR
+
+
+def measure_engine(engine: Engine, size: InputSize, seconds: float) -> Timing:
+    """Time single pictures for about `seconds`, after two runs of warm-up."""
+    picture = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
+    engine.run(picture)
+    began = time.perf_counter()
+    engine.run(picture)
+    once = time.perf_counter() - began
+    runs = min(max(int(seconds / max(once, 1e-6)), _FEWEST_RUNS), _MOST_RUNS)
+    samples = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        engine.run(picture)
+        samples.append((time.perf_counter() - began) * 1e3)
+    return Timing(
+        variant=engine.variant, height=size.height, width=size.width,
+        p50_ms=float(np.median(samples)), p99_ms=percentile_99(samples), runs=runs,
+    )  # fmt: skip
+
+
+def measure_decoding() -> DecodeCost:
+    """Decode drawn pictures in each format."""
+    ramp = np.linspace(0, 255, 1600, dtype=np.float32)
+    grain = np.random.default_rng(0).normal(0, 6, (1200, 1600, 3)).astype(np.float32)
+    drawn = np.clip(ramp[None, :, None] * 0.5 + grain + 60, 0, 255).astype(np.uint8)
+    megapixels = drawn.shape[0] * drawn.shape[1] / 1e6
+
+    def cost(name: str, long_side: int | None) -> float:
+        out = io.BytesIO()
+        Image.fromarray(drawn).save(out, name, quality=88)
+        data = out.getvalue()
+        header = inspect(data, Limits(max_pixels=10**8))
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            decode(data, header, long_side)
+            times.append((time.perf_counter() - began) * 1e3)
+        return max(times) / megapixels
+
+    jpeg = {scale: cost("JPEG", None if scale == 1 else 1600 // scale) for scale in (1, 2, 4, 8)}
+    return DecodeCost(jpeg=jpeg, png=cost("PNG", None), webp=cost("WEBP", None))
+
+
+def measure(
+    engines: Sequence[tuple[Engine, Sequence[InputSize]]], key: str, seconds: float, say: Callable[[str], None]
+) -> Profile:
+    """Profile every engine at every size of its own within about `seconds`; `say` is told of the progress."""
+    pairs = [(engine, size) for engine, sizes in engines for size in sizes]
+    timings = []
+    for done, (engine, size) in enumerate(pairs):
+        say(f"measuring {engine.variant} at {size} ({done + 1} of {len(pairs)})")
+        timings.append(measure_engine(engine, size, seconds / len(pairs)))
+    return Profile(key=key, timings=tuple(timings), decode=measure_decoding())
+
+
+def read_profile(path: Path, key: str) -> Profile | None:
+    """The stored profile, or None where there is none, it is damaged, or it is of other models or hardware."""
+    try:
+        profile = Profile.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError, ValueError):
+        _LOG.warning("the latency profile %s is damaged; measuring anew", path)
+        return None
+    return profile if profile.key == key else None
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """Store atomically. A profile that cannot be stored costs the next start time, and nothing else."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(profile.model_dump_json(indent=1))
+        partial.replace(path)
+    except OSError as error:
+        _LOG.warning("the latency profile could not be stored at %s: %s", path, error)
+
+
+@dataclass
+class LatencyModel:
+    """Predictions: the profile at first, more and more what was seen in the last `_WINDOW` runs of each pair.
+
+    Because the window slides, a slow spell is forgotten once it is over.
+    """
+
+    profile: Profile
+    _seen: dict[tuple[str, int, int], deque[float]] = field(default_factory=dict)
+    _timings: dict[tuple[str, int, int], Timing] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._timings = {(t.variant, t.height, t.width): t for t in self.profile.timings}
+
+    def observe(self, variant: str, size: InputSize, infer_ms: float) -> None:
+        key = (variant, size.height, size.width)
+        self._seen.setdefault(key, deque(maxlen=_WINDOW)).append(infer_ms)
+
+    def p99_ms(self, variant: str, size: InputSize) -> float:
+        """Predicted p99 of one run."""
+        key = (variant, size.height, size.width)
+        stored = self._timings[key].p99_ms
+        seen = self._seen.get(key)
+        if not seen:
+            return stored
+        trust = min(len(seen) / _TRUSTED, 1.0)
+        blended: float = (1 - trust) * stored + trust * percentile_99(list(seen))
+        return blended
+
+    def p50_ms(self, variant: str, size: InputSize) -> float:
+        """Median of what was seen, or the profile's."""
+        key = (variant, size.height, size.width)
+        seen = self._seen.get(key)
+        return float(np.median(list(seen))) if seen else self._timings[key].p50_ms
+
+    def runs(self, variant: str, size: InputSize) -> int:
+        """Runs seen since the start, at most the window's length."""
+        return len(self._seen.get((variant, size.height, size.width), ()))
+
+    def before_ms(self, header: ImageHeader, long_side: int) -> float:
+        """Predicted decoding and fitting of a picture for an input of this long side."""
+        cost = self.profile.decode
+        if header.format == "JPEG":
+            fraction = header.long_side / long_side
+            per_megapixel = cost.jpeg[2 ** min(max(int(math.log2(fraction)), 0), 3) if fraction >= 1 else 1]
+        else:
+            per_megapixel = cost.png if header.format == "PNG" else cost.webp
+        return per_megapixel * header.pixels / 1e6 * _DECODE_MARGIN + _FIT_MS
