@@ -1,4 +1,4 @@
-"""The app factory: `create_app()` for uvicorn (`--factory service.api.app:create_app`), tests and `python -m service`."""
+"""The app factory: `create_app()`, for `python -m service serve`, for tests and for `uvicorn --factory`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 @dataclass(slots=True)
 class RequestContext:
-    """received: time.monotonic() when the request's head arrived; tier, variant, outcome: labels, "none" until known."""
+    """received: time.monotonic() when the request's head arrived; tier, variant: metric labels, "none" until known."""
 
     received: float
     request_id: str

@@ -41,7 +41,7 @@ async def live() -> Health:
 
 @router.get("/health/ready", summary="Can it answer now?", responses={503: {"model": Health}})
 async def ready(services: ServicesDep, response: Response) -> Health:
-    """200 once models are loaded, profiled and warm; 503 with the reason before, while draining, and after a failure."""
+    """200 once models are loaded, profiled and warm; 503 with the reason before, while draining and after failure."""
     ok, reason = readiness(services)
     if not ok:
         response.status_code = 503

@@ -82,7 +82,7 @@ class Latency(BaseModel):
     queue_ms: float
     infer_ms: float
     total_ms: float = Field(description="first byte of the request to the finished answer, upload included")
-    predicted_ms: float = Field(description="what total_ms was expected to be when the variant was chosen")
+    predicted_ms: float = Field(description="from the choice of the variant to the answer, as it was predicted")
     deadline_met: bool
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 Format = Literal["JPEG", "PNG", "WEBP"]
 
-ACCEPTED = "JPEG, PNG and WebP"
+ACCEPTED = "JPEG, PNG or WebP"
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"GIF87a", "GIF"),
