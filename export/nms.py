@@ -1,7 +1,7 @@
 """Non-maximum suppression: the greedy reference in NumPy, and the fixed-shape form for graphs (Cluster-NMS).
 
-A box survives where no better box that itself survives overlaps it by more than the threshold. Equal scores are settled by
-position: the earlier one is better.
+A box survives where no better box that itself survives overlaps it by more than the threshold. Equal scores are
+settled by position: the earlier one is better.
 """
 
 from __future__ import annotations

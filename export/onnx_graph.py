@@ -58,8 +58,8 @@ def _attach_nms(model: onnx.ModelProto, thresholds: Thresholds) -> None:
         graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
-    def node(kind: str, inputs: list[str], outputs: list[str], **attributes: object) -> None:
-        graph.node.append(helper.make_node(kind, inputs, outputs, name=f"nms/{outputs[0]}", **attributes))
+    def node(kind: str, inputs: list[str], outputs: list[str], **attributes: int) -> None:
+        graph.node.append(helper.make_node(kind, inputs, outputs, f"nms/{outputs[0]}", None, None, None, **attributes))
 
     axis1, axis2 = constant("nms/axis1", np.array([1])), constant("nms/axis2", np.array([2]))
     limit = constant("nms/limit", np.array([most]))

@@ -12,9 +12,14 @@ from typing import Annotated
 
 import typer
 
+from training.evaluation.command import evaluate_command
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 Data = Annotated[Path, typer.Option(help="Folder in WIDER Face's layout, or its short form (see README).")]
+
+
+app.command(name="evaluate")(evaluate_command)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -71,6 +76,9 @@ def train(
     config = dataclasses.replace(RECIPES[recipe](), model=MEMBERS[member], seed=seed)
     if epochs is not None:
         config = dataclasses.replace(config, epochs=epochs)
+    # Adam's moments of channels without gradient decay into denormals, which made steps 15 times slower on a CPU.
+    # Before any thread is started, since threads inherit the mode.
+    torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, _stop)

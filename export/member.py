@@ -1,0 +1,103 @@
+"""A member's folder in the repository: build its manifest from what was exported, write it atomically."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from service.repository.manifest import (
+    MANIFEST_NAME,
+    Accuracy,
+    Architecture,
+    InputSize,
+    Manifest,
+    ModelFile,
+    Precision,
+    Provenance,
+    Thresholds,
+)
+from service.repository.store import sha256_of
+
+LONG_SIDES = (320, 480, 640, 960)
+
+
+def input_sizes(long_sides: tuple[int, ...] = LONG_SIDES) -> tuple[InputSize, ...]:
+    """For each long side L: L x L, and 3/4 L x L both ways, rounded up to multiples of 32."""
+    sizes = []
+    for side in long_sides:
+        short = -(-side * 3 // 4 // 32) * 32
+        sizes += [(short, side), (side, short), (side, side)]
+    return tuple(InputSize(height=h, width=w) for h, w in sizes)
+
+
+def describe_file(path: Path, variant: str, precision: Precision, nms: str, opset: int) -> ModelFile:
+    """The manifest's entry of a file as it lies on disk."""
+    return ModelFile.model_validate(
+        {
+            "variant": variant, "path": path.name, "sha256": sha256_of(path), "size_bytes": path.stat().st_size,
+            "precision": precision, "weights_precision": "int8" if precision == "int8" else "fp16",
+            "nms": nms, "opset": opset,
+        }
+    )  # fmt: skip
+
+
+def architecture(stored: dict[str, Any], parameters: int, gmacs_vga: float) -> Architecture:
+    """From a checkpoint's model config and its counts."""
+    fields = {key: stored[key] for key in ("backbone", "neck", "head_convs", "channels")}
+    return Architecture(**fields, parameters=parameters, gmacs_vga=round(gmacs_vga, 2))
+
+
+def new_manifest(
+    member: str, title: str, files: tuple[ModelFile, ...], shape: Architecture, provenance: Provenance
+) -> Manifest:
+    """A manifest without accuracy, which `python -m export accuracy` measures and adds."""
+    return Manifest(
+        member=member, title=title, architecture=shape, input_sizes=input_sizes(), thresholds=Thresholds(),
+        files=files, provenance=provenance,
+    )  # fmt: skip
+
+
+def with_file(manifest: Manifest, file: ModelFile) -> Manifest:
+    """Add or replace a variant; accuracy of the file that it replaces is dropped."""
+    files = tuple(f for f in manifest.files if f.variant != file.variant)
+    rows = tuple(row for row in manifest.accuracy if row.variant != file.variant)
+    return _checked(manifest, files=(*files, file), accuracy=rows)
+
+
+def with_accuracy(manifest: Manifest, rows: tuple[Accuracy, ...]) -> Manifest:
+    """Add rows, replacing older ones of the same variant, data and long side."""
+    new = {_key(row) for row in rows}
+    kept = tuple(row for row in manifest.accuracy if _key(row) not in new)
+    ordered = sorted((*kept, *rows), key=lambda row: (row.variant, row.dataset, row.split, row.long_side))
+    return _checked(manifest, accuracy=tuple(ordered))
+
+
+def _key(row: Accuracy) -> tuple[str, str, str, int]:
+    return row.variant, row.dataset, row.split, row.long_side
+
+
+def _checked(manifest: Manifest, **changes: object) -> Manifest:
+    return Manifest.model_validate(manifest.model_copy(update=changes).model_dump())
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write `manifest.json` atomically and return its path."""
+    path = folder / MANIFEST_NAME
+    write_atomically(path, (manifest.model_dump_json(indent=2) + "\n").encode())
+    return path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the target, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write an ONNX file atomically."""
+    write_atomically(path, model.SerializeToString())
