@@ -70,7 +70,7 @@ test-lower-bounds: ## The service's tests on the oldest versions that pyproject.
 	@.venv-oldest/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 	  print(*(d.replace('>=', '==') for d in p['dependencies']), sep='\n')" > .venv-oldest/oldest.txt
 	@.venv-oldest/bin/python -m pip install -q --disable-pip-version-check --constraint .venv-oldest/oldest.txt \
-	  --editable . httpx hypothesis pytest pytest-timeout pyyaml scikit-image onnx
+	  --editable . httpx httpx2 hypothesis pytest pytest-timeout pyyaml scikit-image selenium onnx
 	@.venv-oldest/bin/python -m pytest tests/service tests/test_boundaries.py -m "not docker" $(ARGS)
 
 .PHONY: lint
