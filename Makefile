@@ -89,11 +89,15 @@ smoke: $(VENV)/.ready ## Build the image, bring the compose file up, post a phot
 	@$(PY) -m pytest -m docker tests/deploy $(ARGS)
 
 .PHONY: bench
-bench: bench-accuracy ## All benchmarks
+bench: bench-latency bench-accuracy ## All benchmarks
 
 .PHONY: bench-accuracy
 bench-accuracy: $(VENV)/.ready-bench ## AP and CPU time of the shipped models beside other detectors, on DATA and PEERS
 	@$(PY) -m benchmarks.accuracy --data "$(DATA)" --peers "$(PEERS)" $(ARGS)
+
+.PHONY: bench-latency
+bench-latency: $(VENV)/.ready ## Engine times, HTTP round trips, start-up, memory and disk, on this machine
+	@$(PY) -m benchmarks.latency $(ARGS)
 
 .PHONY: train
 train: $(VENV)/.ready ## Train D0 on DATA into OUT; run it again to resume
