@@ -17,10 +17,11 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from service.engines.base import Detections
-from service.repository.manifest import Manifest
+from service.letterbox import fitting_size
+from service.repository.manifest import InputSize, Manifest
 from training.evaluation.command import evaluate_command
 from training.evaluation.detections import read_split, run_source
-from training.evaluation.sources import default_sizes, letterbox, open_sources
+from training.evaluation.sources import OnnxSource, default_sizes, open_sources
 
 # In pixels of the network's input: what the graph below says, whatever it is shown.
 BOXES = np.array([[32, 32, 96, 96], [160, 64, 224, 128], [0, 0, 0, 0]], dtype=np.float32)
@@ -71,15 +72,19 @@ def split(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
 
 
 @given(width=st.integers(1, 2000), height=st.integers(1, 2000), long_side=st.sampled_from([320, 480, 640, 960]))
-def test_every_picture_fits_a_listed_size(width: int, height: int, long_side: int) -> None:
+def test_the_default_sizes_hold_every_picture(width: int, height: int, long_side: int) -> None:
     sizes = default_sizes(long_side)
-    canvas, scale = letterbox(np.full((height, width, 3), 255, dtype=np.uint8), sizes)
-    assert canvas.shape[:2] in {(size.height, size.width) for size in sizes}
-    assert scale == pytest.approx(long_side / max(width, height))
-    # The picture starts at the top left and fills the long side; the rest is black.
-    assert canvas[0, 0].tolist() == [255, 255, 255]
-    assert int((canvas[0, :, 0] > 0).sum()) == max(1, round(width * scale))
-    assert int((canvas[:, 0, 0] > 0).sum()) == max(1, round(height * scale))
+    assert {size.long_side for size in sizes} == {long_side}
+    assert fitting_size(width, height, sizes) is not None
+
+
+def test_a_picture_that_no_size_holds_is_refused(tmp_path: Path) -> None:
+    source = OnnxSource(constant_graph(tmp_path / "d0.onnx"), "d0", (InputSize(height=96, width=320),), threads=1)
+    assert len(source(np.zeros((90, 320, 3), dtype=np.uint8)).scores) == 2
+    with pytest.raises(ValueError, match="96x320 holds a picture of 320x400"):
+        source(np.zeros((400, 320, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="no input size"):
+        OnnxSource(tmp_path / "d0.onnx", "d0", ())
 
 
 def test_boxes_come_back_in_pixels_of_the_picture(tmp_path: Path) -> None:
@@ -131,7 +136,7 @@ def test_the_manifest_names_variants_and_sizes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"long side 480.*\[320, 640\]"):
         open_sources(member, 480)
     (member / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="not a valid manifest"):
+    with pytest.raises(ValueError, match="not a manifest of version 1"):
         open_sources(member, 320)
 
 

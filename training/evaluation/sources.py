@@ -7,19 +7,18 @@ What is served is what is measured: `OnnxSource` runs an exported file by the gr
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from PIL import Image
-from pydantic import ValidationError
 
-from service.engines.base import Detections
-from service.repository.manifest import MANIFEST_NAME, InputSize, Manifest
+from service.engines.base import Detections, EngineError
+from service.engines.ort import OnnxCpuEngine
+from service.letterbox import fitting_size, letterbox, to_original
+from service.repository.manifest import MANIFEST_NAME, InputSize
+from service.repository.store import RepositoryError, load_manifest
 from training.evaluation.detections import Pixels, Source
 
 if TYPE_CHECKING:
@@ -39,51 +38,32 @@ def _round_up(value: int) -> int:
     return -(-value // 32) * 32
 
 
-def letterbox(pixels: Pixels, sizes: Sequence[InputSize]) -> tuple[Pixels, float]:
-    """Resize `pixels` [h, w, 3] to the long side of `sizes` and place it top left on the smallest of them that holds
-    it.
-
-    -> (canvas uint8 [H, W, 3], scale): divide boxes by `scale` to go back to the picture's pixels.
-    """
-    height, width = pixels.shape[:2]
-    scale = sizes[0].long_side / max(height, width)
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
-    holding = [size for size in sizes if size.height >= new_height and size.width >= new_width]
-    size = min(holding, key=lambda one: one.height * one.width)
-    if (new_height, new_width) != (height, width):
-        image = Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
-    canvas = np.zeros((size.height, size.width, 3), dtype=np.uint8)
-    canvas[:new_height, :new_width] = pixels
-    return canvas, scale
-
-
 class OnnxSource:
-    """An exported variant on ONNX Runtime's CPU provider. sizes: the input sizes of one long side."""
+    """An exported variant on ONNX Runtime's CPU provider, run as the service runs it."""
 
     def __init__(self, path: Path, name: str, sizes: Sequence[InputSize], threads: int = 0) -> None:
-        """threads: of the session, 0 = all cores. Raises ValueError where the file is not an exported detector."""
+        """sizes: of one long side, one of which holds every picture; threads: 0 = all cores.
+
+        Raises ValueError where the file is not an exported detector or there is no size.
+        """
         if not sizes:
             raise ValueError(f"{name}: no input size of the asked long side")
         self.name, self.long_side, self.sizes = name, sizes[0].long_side, tuple(sizes)
         self.fingerprint = file_fingerprint(path)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as an ONNX file: {error}") from error
-        wanted = {"num_detections", "boxes", "scores"}
-        if not wanted <= {output.name for output in self._session.get_outputs()}:
-            raise ValueError(f"{path} is not an exported detector: it lacks the outputs {', '.join(sorted(wanted))}")
+            self._engine = OnnxCpuEngine(name, path, threads)
+        except EngineError as error:
+            raise ValueError(str(error)) from error
 
     def __call__(self, pixels: Pixels) -> Detections:
-        canvas, scale = letterbox(pixels, self.sizes)
-        counts, boxes, scores = self._session.run(["num_detections", "boxes", "scores"], {"images": canvas[None]})
-        count = int(counts[0])
-        return Detections((boxes[0, :count] / scale).astype(np.float32), scores[0, :count].astype(np.float32))
+        height, width = pixels.shape[:2]
+        size = fitting_size(width, height, self.sizes)
+        if size is None:
+            listed = ", ".join(map(str, self.sizes))
+            raise ValueError(f"{self.name}: no input size of {listed} holds a picture of {width}x{height}")
+        fitted = letterbox(pixels, size, width, height)
+        found = self._engine.run(fitted.canvas[None])[0]
+        return Detections(to_original(found.boxes, fitted, width, height), found.scores)
 
 
 class TorchSource:
@@ -143,9 +123,9 @@ def open_sources(where: Path, long_side: int, threads: int = 0, device: str | No
 
 def _from_manifest(path: Path, long_side: int, threads: int, only: str | None) -> list[Source]:
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a valid manifest: {error}") from error
+        manifest = load_manifest(path)
+    except RepositoryError as error:
+        raise ValueError(str(error)) from error
     sizes = tuple(size for size in manifest.input_sizes if size.long_side == long_side)
     files = [file for file in manifest.files if only is None or Path(file.path).name == only]
     if files and not sizes:
