@@ -142,7 +142,8 @@ def _detect_here(settings: Settings, data: bytes, ask: Ask, out: Path | None) ->
         "model": {"variant": answer.variant, "input": {"height": answer.input_height, "width": answer.input_width}},
         "latency": {
             "budget_ms": answer.budget_ms, "decode_ms": round(answer.decode_ms, 2),
-            "queue_ms": round(answer.queue_ms, 2), "infer_ms": round(answer.infer_ms, 2), "total_ms": round(answer.total_ms, 2),
+            "queue_ms": round(answer.queue_ms, 2), "infer_ms": round(answer.infer_ms, 2),
+            "total_ms": round(answer.total_ms, 2),
             "predicted_ms": round(answer.predicted_ms, 2), "deadline_met": answer.deadline_met,
         },
     }  # fmt: skip

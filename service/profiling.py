@@ -109,7 +109,7 @@ def measure_decoding() -> DecodeCost:
     ramp = np.linspace(0, 255, 1600, dtype=np.float32)
     grain = np.random.default_rng(0).normal(0, 6, (1200, 1600, 3)).astype(np.float32)
     drawn = np.clip(ramp[None, :, None] * 0.5 + grain + 60, 0, 255).astype(np.uint8)
-    megapixels = drawn.size / 3e6
+    megapixels = float(drawn.size) / 3e6
 
     def cost(name: str, long_side: int | None) -> float:
         out = io.BytesIO()
