@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from training.evaluation.detections import Source, read_split, run_source
+from training.data.wider import PhotoAnnotation
+from training.evaluation.detections import Run, Source, read_split, run_source
+from training.evaluation.official import read_subsets
 from training.evaluation.sources import open_sources
 from training.evaluation.wider import Report, evaluate
 
@@ -29,6 +32,9 @@ def evaluate_command(
         list[int] | None, typer.Option(help="Long side that photos are resized to; may be given several times. [640]")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the full reports to this JSON file.")] = None,
+    official: Annotated[
+        Path | None, typer.Option(help="Folder of WIDER's wider_{easy,medium,hard}_val.mat; adds those three, for val.")
+    ] = None,
     limit: Annotated[int, typer.Option(help="Take that many evenly spaced photos; 0 takes all.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for a checkpoint.")] = None,
@@ -41,6 +47,7 @@ def evaluate_command(
     """
     try:
         photos, images = read_split(data, split, limit or None)
+        subsets = read_subsets(official) if official is not None else {}
         rows: list[dict[str, Any]] = []
         typer.echo(HEADER)
         for side in long_side or [640]:
@@ -49,7 +56,11 @@ def evaluate_command(
                 report = evaluate(run.found, photos, photo_sizes=run.sizes)
                 milliseconds = 1000 * statistics.median(run.wall_seconds)
                 typer.echo(table_row(one, report, milliseconds))
-                rows.append({"source": one.name, "long_side": side, "ms": milliseconds, **asdict(report)})
+                row = {"source": one.name, "long_side": side, "ms": milliseconds, **asdict(report)}
+                if subsets:
+                    row["official"] = official_scores(run, subsets)
+                    typer.echo("  " + ", ".join(f"{name} {value:.4f}" for name, value in row["official"].items()))
+                rows.append(row)
                 if out is not None:
                     write_json(out, {"data": data.name, "split": split, "rows": rows})
     except (FileNotFoundError, ValueError) as error:
@@ -58,6 +69,14 @@ def evaluate_command(
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         raise typer.Exit(130) from None
+
+
+def official_scores(run: Run, subsets: Mapping[str, Sequence[PhotoAnnotation]]) -> dict[str, float]:
+    """AP.50 on each official subset, over the photos that were run."""
+    return {
+        name: evaluate(run.found, [photo for photo in photos if photo.name in run.found]).ap50
+        for name, photos in subsets.items()
+    }
 
 
 COLUMNS = ("AP.50", "AP", "small", "medium", "large", "strict", "recall", "ms")
