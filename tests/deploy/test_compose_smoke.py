@@ -30,7 +30,7 @@ def project() -> Iterator[Project]:
         project.compose("build", "asfd")
         project.compose("up", "-d", "asfd", "prometheus")
         try:
-            wait_for("the service gets ready", lambda: "status" in get_json(project.service_url + "/health/ready"), 180)
+            wait_for("the service gets ready", lambda: "status" in get_json(project.service_url + "/health/ready"), 300)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{project.logs('asfd')}") from None
         yield project
