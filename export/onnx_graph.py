@@ -39,6 +39,7 @@ def export_onnx(detector: Detector, thresholds: Thresholds, nms: str, half: bool
 
 
 def _trace(graph: torch.nn.Module, outputs: list[str]) -> onnx.ModelProto:
+    graph.eval()  # as a whole, since the exporter restores the outermost module's mode on every part
     example = torch.zeros(2, 256, 320, 3, dtype=torch.uint8)
     dynamic = {"images": {0: "batch", 1: "height", 2: "width"}}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
