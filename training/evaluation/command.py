@@ -41,9 +41,10 @@ def evaluate_command(
 ) -> None:
     """Measure AP.50 and AP[.50:.95] by the WIDER protocol, by face size too.
 
-    Small faces are under 5 % of the photo's long side, large ones 15 % and more. `strict` is AP.50 with false
-    positives on photos
-    without faces counted, which the WIDER protocol leaves out.
+    Small faces are under 5 % of the photo's long side, large ones 15 % and more.
+
+    `strict` is AP.50 with false positives on photos without faces counted,
+    which the WIDER protocol leaves out.
     """
     try:
         photos, images = read_split(data, split, limit or None)
