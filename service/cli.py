@@ -26,7 +26,7 @@ from service.imaging.annotate import annotate
 from service.imaging.decode import Limits, decode, inspect
 from service.repository.store import RepositoryError, load_repository
 from service.runtime import Answer, Ask, Runtime
-from service.settings import InvalidSettingsError, Settings, load_settings, unknown_variables
+from service.settings import InvalidSettingsError, Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False,
                   rich_markup_mode=None)  # fmt: skip
@@ -61,8 +61,6 @@ def serve(
     from service.api.server import serve as run
 
     settings = _settings(host=host, port=port, repository=repository)
-    for name in unknown_variables():
-        typer.echo(f"asfd: {name} is set, but there is no such setting", err=True)
     try:
         with socket.create_server((settings.host, settings.port), reuse_port=False):
             pass

@@ -9,7 +9,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 from service import profiling
 from service.engines.base import Detections, Engine, EngineError
 from service.engines.ort import OnnxCpuEngine
-from service.errors import BadParameterError, EngineFailureError, InfeasibleError, NotReadyError, QueueFullError
+from service.errors import (
+    BadParameterError,
+    DeadlinePassedError,
+    EngineFailureError,
+    InfeasibleError,
+    NotReadyError,
+    QueueFullError,
+)
 from service.imaging.decode import Decoded, ImageHeader, decode
 from service.letterbox import Fitted, fitting_size, letterbox, sizes_by_long_side, to_original
+from service.observer import Observer, SilentObserver
 from service.repository.manifest import InputSize
 from service.repository.store import Variant, load_repository
 from service.scheduling.policy import Choice, Option, Policy, most_accurate
@@ -81,28 +89,6 @@ class Answer:
     deadline_met: bool
     pixels: NDArray[np.uint8] | None
     degraded: bool
-
-
-class Observer(Protocol):
-    """What metrics listen to. Times in seconds."""
-
-    def stage(self, name: str, seconds: float) -> None: ...
-    def dispatch(self, reason: str, batch_size: int) -> None: ...
-    def shed(self, reason: str) -> None: ...
-    def predicted_vs_actual(self, ratio: float, variant: str) -> None: ...
-    def queue_wait(self, seconds: float) -> None: ...
-    def faces(self, count: int) -> None: ...
-
-
-class SilentObserver:
-    """Listens to nothing."""
-
-    def stage(self, name: str, seconds: float) -> None: ...
-    def dispatch(self, reason: str, batch_size: int) -> None: ...
-    def shed(self, reason: str) -> None: ...
-    def predicted_vs_actual(self, ratio: float, variant: str) -> None: ...
-    def queue_wait(self, seconds: float) -> None: ...
-    def faces(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -239,12 +225,16 @@ class Runtime:
         ]
         expires = ask.deadline + (_LATE_LIMIT_S if ask.on_infeasible == "degrade" else 0.0)
         queued = time.monotonic()
-        run = await queue.run(
-            lambda: self._run(ready, decoded, fitted, first.option.size, ask),
-            deadline=ask.deadline,
-            expires=expires,
-            expected_s=first.option.infer_ms / 1e3,
-        )
+        try:
+            run = await queue.run(
+                lambda: self._run(ready, decoded, fitted, first.option.size, ask),
+                deadline=ask.deadline,
+                expires=expires,
+                expected_s=first.option.infer_ms / 1e3,
+            )
+        except DeadlinePassedError:
+            self._observer.shed("expired")
+            raise
         return self._finish(ask, decoded, run, first.predicted_ms, decode_ms, (run.started - queued) * 1e3)
 
     def _run(self, options: list[Option], decoded: Decoded, fitted: Fitted, fitted_for: InputSize, ask: Ask) -> _Run:

@@ -22,9 +22,7 @@ def option(ap50: float, infer_ms: float, before_ms: float = 0.0, name: str = "v"
     return Option(name, SIZES[0], ap50, before_ms, infer_ms)
 
 
-options = st.lists(
-    st.builds(option, st.floats(0, 1), st.floats(0.1, 1000), st.floats(0, 300)), min_size=1, max_size=30
-)
+options = st.lists(st.builds(option, st.floats(0, 1), st.floats(0.1, 1000), st.floats(0, 300)), min_size=1, max_size=30)
 
 
 @given(choices=options, left=st.floats(-100, 3000), wait=st.floats(0, 500))

@@ -51,7 +51,8 @@ def blocked(gate: threading.Event, log: list[str], name: str) -> Callable[[], st
 def test_the_earliest_deadline_goes_first() -> None:
     async def scenario() -> list[str]:
         queue: EngineQueue[str] = EngineQueue()
-        gate, log, now = threading.Event(), [], time.monotonic()
+        gate, now = threading.Event(), time.monotonic()
+        log: list[str] = []
         jobs = [
             asyncio.create_task(queue.run(blocked(gate, log, name), deadline=now + s, expires=now + 60, expected_s=1))
             for name, s in (("first", 50), ("late", 40), ("soon", 10))
@@ -70,7 +71,8 @@ def test_the_earliest_deadline_goes_first() -> None:
 def test_what_expires_while_another_runs_is_told_at_once() -> None:
     async def scenario() -> tuple[float, list[str]]:
         queue: EngineQueue[str] = EngineQueue()
-        gate, log, now = threading.Event(), [], time.monotonic()
+        gate, now = threading.Event(), time.monotonic()
+        log: list[str] = []
         running = asyncio.create_task(
             queue.run(blocked(gate, log, "running"), deadline=now + 60, expires=now + 60, expected_s=1)
         )
@@ -91,7 +93,8 @@ def test_what_expires_while_another_runs_is_told_at_once() -> None:
 def test_cancelled_jobs_never_run_and_errors_pass_through() -> None:
     async def scenario() -> list[str]:
         queue: EngineQueue[str] = EngineQueue()
-        gate, log, far = threading.Event(), [], time.monotonic() + 60
+        gate, far = threading.Event(), time.monotonic() + 60
+        log: list[str] = []
         first = asyncio.create_task(queue.run(blocked(gate, log, "a"), deadline=far, expires=far, expected_s=1))
         gone = asyncio.create_task(queue.run(blocked(gate, log, "gone"), deadline=far, expires=far, expected_s=1))
         await asyncio.sleep(0.05)
@@ -120,7 +123,7 @@ class FakeEngine:
     kind = "fake"
     variant = "d0"
 
-    def __init__(self, run: Callable[[], None]) -> None:
+    def __init__(self, run: Callable[[], object]) -> None:
         self._run = run
 
     def run(self, images: object) -> list[object]:
@@ -228,7 +231,7 @@ def test_a_full_queue_refuses_and_recovers(settings: Settings) -> None:
     async def scenario(runtime: Runtime) -> None:
         gate = threading.Event()
         whole = runtime._loaded["d0"]
-        slow = FakeEngine(lambda: gate.wait(10) and None)
+        slow = FakeEngine(lambda: gate.wait(10))
         runtime._loaded["d0"] = dataclasses.replace(whole, engine=slow)  # type: ignore[arg-type]
         held = [asyncio.create_task(detect(runtime, photo(), variant="d0")) for _ in range(2)]
         await asyncio.sleep(0.2)
@@ -245,9 +248,9 @@ def test_a_full_queue_refuses_and_recovers(settings: Settings) -> None:
 
 def test_draining_refuses_and_the_profile_is_reused(settings: Settings) -> None:
     async def scenario(runtime: Runtime) -> None:
-        assert runtime.ready
+        states = [runtime.ready]
         await runtime.drain(1)
-        assert not runtime.ready
+        assert [*states, runtime.ready] == [True, False]
         with pytest.raises(NotReadyError):
             await detect(runtime, photo())
 
