@@ -9,14 +9,15 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import onnxruntime as ort
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.engines.base import Engine
 from service.imaging.decode import ImageHeader, Limits, decode, inspect
@@ -24,12 +25,18 @@ from service.repository.manifest import InputSize
 
 _LOG = logging.getLogger(__name__)
 
-_FEWEST_RUNS, _MOST_RUNS = 4, 20
-_FEW_RUNS_FACTOR = 1.1  # the largest of a few runs stands in for p99, with this margin
+_FEWEST_RUNS, _MOST_RUNS = 3, 20
+# The largest of a few runs stands in for p99, with a margin that grows as the runs get fewer.
+_FEW_RUNS, _FEW_RUNS_FACTOR, _VERY_FEW_RUNS_FACTOR = 10, 1.1, 1.25
 _WINDOW = 100
 _TRUSTED = 30
+_MEMORY_S = 120.0
 _DECODE_MARGIN = 1.5
 _FIT_MS = 4.0  # resizing and padding of one picture, up to 960 pixels
+
+_FRACTIONS = (1, 2, 4, 8)  # of the side, which libjpeg can decode at
+
+_Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Timing(BaseModel):
@@ -40,8 +47,8 @@ class Timing(BaseModel):
     variant: str
     height: int
     width: int
-    p50_ms: float
-    p99_ms: float
+    p50_ms: _Milliseconds
+    p99_ms: _Milliseconds
     runs: int
 
 
@@ -50,9 +57,16 @@ class DecodeCost(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    jpeg: dict[int, float]
-    png: float
-    webp: float
+    jpeg: dict[int, _Milliseconds]
+    png: _Milliseconds
+    webp: _Milliseconds
+
+    @field_validator("jpeg")
+    @classmethod
+    def _every_fraction(cls, costs: dict[int, float]) -> dict[int, float]:
+        if set(costs) != set(_FRACTIONS):
+            raise ValueError(f"needs the fractions {_FRACTIONS}, got {sorted(costs)}")
+        return costs
 
 
 class Profile(BaseModel):
@@ -75,32 +89,34 @@ def hardware_name(threads: int) -> str:
                 break
     except OSError:
         pass
-    return f"{model} x{os.cpu_count()}, {threads or 'all'} threads, onnxruntime {ort.__version__}"
+    # A container or `taskset` may allow fewer cores than the machine has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model} x{cores}, {threads or 'all'} threads, onnxruntime {ort.__version__}"
 
 
 def percentile_99(samples: Sequence[float]) -> float:
-    """p99 of `samples`, or, of fewer than 100, their largest with a tenth on top. Same unit as the samples."""
+    """p99 of `samples`, or, of fewer than 100, their largest with a margin on top. Same unit as the samples.
+
+    The margin is a tenth, or a quarter below ten samples: so few have hardly seen the slow tail.
+    """
     if len(samples) >= 100:
         return float(np.percentile(samples, 99))
-    return max(samples) * _FEW_RUNS_FACTOR
+    return max(samples) * (_FEW_RUNS_FACTOR if len(samples) >= _FEW_RUNS else _VERY_FEW_RUNS_FACTOR)
 
 
 def measure_engine(engine: Engine, size: InputSize, seconds: float) -> Timing:
-    """Time single pictures for about `seconds`, after two runs of warm-up."""
+    """Time single pictures for about `seconds`, but three times at least, after one run of warm-up."""
     picture = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
+    until = time.perf_counter() + seconds
     engine.run(picture)
-    began = time.perf_counter()
-    engine.run(picture)
-    once = time.perf_counter() - began
-    runs = min(max(int(seconds / max(once, 1e-6)), _FEWEST_RUNS), _MOST_RUNS)
-    samples = []
-    for _ in range(runs):
+    samples: list[float] = []
+    while len(samples) < _FEWEST_RUNS or (len(samples) < _MOST_RUNS and time.perf_counter() < until):
         began = time.perf_counter()
         engine.run(picture)
         samples.append((time.perf_counter() - began) * 1e3)
     return Timing(
         variant=engine.variant, height=size.height, width=size.width,
-        p50_ms=float(np.median(samples)), p99_ms=percentile_99(samples), runs=runs,
+        p50_ms=float(np.median(samples)), p99_ms=percentile_99(samples), runs=len(samples),
     )  # fmt: skip
 
 
@@ -123,7 +139,7 @@ def measure_decoding() -> DecodeCost:
             times.append((time.perf_counter() - began) * 1e3)
         return max(times) / megapixels
 
-    jpeg = {scale: cost("JPEG", None if scale == 1 else 1600 // scale) for scale in (1, 2, 4, 8)}
+    jpeg = {scale: cost("JPEG", None if scale == 1 else 1600 // scale) for scale in _FRACTIONS}
     return DecodeCost(jpeg=jpeg, png=cost("PNG", None), webp=cost("WEBP", None))
 
 
@@ -132,15 +148,18 @@ def measure(
 ) -> Profile:
     """Profile every engine at every size of its own within about `seconds`; `say` is told of the progress."""
     pairs = [(engine, size) for engine, sizes in engines for size in sizes]
-    timings = []
+    timings: list[Timing] = []
+    until = time.perf_counter() + seconds
     for done, (engine, size) in enumerate(pairs):
         say(f"measuring {engine.variant} at {size} ({done + 1} of {len(pairs)})")
-        timings.append(measure_engine(engine, size, seconds / len(pairs)))
+        # What a fast pair leaves over goes to those after it; what a slow one overdraws is taken from them.
+        share = max(until - time.perf_counter(), 0.0) / (len(pairs) - done)
+        timings.append(measure_engine(engine, size, share))
     return Profile(key=key, timings=tuple(timings), decode=measure_decoding())
 
 
-def read_profile(path: Path, key: str) -> Profile | None:
-    """The stored profile, or None where there is none, it is damaged, or it is of other models or hardware."""
+def read_profile(path: Path, key: str, pairs: Iterable[tuple[str, InputSize]] = ()) -> Profile | None:
+    """The stored profile, or None where it is absent, damaged, of other models or hardware, or lacks one of `pairs`."""
     try:
         profile = Profile.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -148,7 +167,13 @@ def read_profile(path: Path, key: str) -> Profile | None:
     except (OSError, ValidationError, ValueError):
         _LOG.warning("the latency profile %s is damaged; measuring anew", path)
         return None
-    return profile if profile.key == key else None
+    if profile.key != key:
+        return None
+    stored = {(t.variant, t.height, t.width) for t in profile.timings}
+    if any((variant, size.height, size.width) not in stored for variant, size in pairs):
+        _LOG.warning("the latency profile %s is incomplete; measuring anew", path)
+        return None
+    return profile
 
 
 def write_profile(path: Path, profile: Profile) -> None:
@@ -166,11 +191,13 @@ def write_profile(path: Path, profile: Profile) -> None:
 class LatencyModel:
     """Predictions: the profile at first, more and more what was seen in the last `_WINDOW` runs of each pair.
 
-    Because the window slides, a slow spell is forgotten once it is over.
+    What is older than `_MEMORY_S` no longer counts. Without that, a size that a slow spell made look too slow would not
+    be chosen again, so nothing would ever be seen that proves the spell is over.
     """
 
     profile: Profile
-    _seen: dict[tuple[str, int, int], deque[float]] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[tuple[str, int, int], deque[tuple[float, float]]] = field(default_factory=dict)
     _timings: dict[tuple[str, int, int], Timing] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -178,24 +205,25 @@ class LatencyModel:
 
     def observe(self, variant: str, size: InputSize, infer_ms: float) -> None:
         key = (variant, size.height, size.width)
-        self._seen.setdefault(key, deque(maxlen=_WINDOW)).append(infer_ms)
+        self._seen.setdefault(key, deque(maxlen=_WINDOW)).append((self.clock(), infer_ms))
 
     def p99_ms(self, variant: str, size: InputSize) -> float:
         """Predicted p99 of one run."""
         key = (variant, size.height, size.width)
         stored = self._timings[key].p99_ms
-        seen = self._seen.get(key)
-        if not seen:
+        since = self.clock() - _MEMORY_S
+        recent = [ms for at, ms in self._seen.get(key, ()) if at >= since]
+        if not recent:
             return stored
-        trust = min(len(seen) / _TRUSTED, 1.0)
-        blended: float = (1 - trust) * stored + trust * percentile_99(list(seen))
+        trust = min(len(recent) / _TRUSTED, 1.0)
+        blended: float = (1 - trust) * stored + trust * percentile_99(recent)
         return blended
 
     def p50_ms(self, variant: str, size: InputSize) -> float:
         """Median of what was seen, or the profile's."""
         key = (variant, size.height, size.width)
         seen = self._seen.get(key)
-        return float(np.median(list(seen))) if seen else self._timings[key].p50_ms
+        return float(np.median([ms for _, ms in seen])) if seen else self._timings[key].p50_ms
 
     def runs(self, variant: str, size: InputSize) -> int:
         """Runs seen since the start, at most the window's length."""

@@ -162,7 +162,8 @@ class Runtime:
         hashes = [f"{v.name}:{v.file.sha256}:{','.join(map(str, v.manifest.input_sizes))}" for v in repository.variants]
         key = hashlib.sha256("\n".join([hardware, *hashes]).encode()).hexdigest()
         path = settings.usable_cache_dir() / f"profile-{key[:16]}.json"
-        profile = profiling.read_profile(path, key)
+        pairs = [(v.name, size) for v in repository.variants for size in v.manifest.input_sizes]
+        profile = profiling.read_profile(path, key, pairs)
         if profile is None:
             work = [(item.engine, item.variant.manifest.input_sizes) for item in self._loaded.values()]
             profile = profiling.measure(work, key, _PROFILE_SECONDS, self._say)
@@ -204,16 +205,29 @@ class Runtime:
         if not first.feasible and ask.on_infeasible == "reject":
             self._observer.shed("infeasible")
             spent = ask.budget_ms - ask.left_ms()
-            alone = min(option.total_ms for option in options)
             raise InfeasibleError(
                 budget_ms=ask.budget_ms,
                 predicted_ms=spent + first.predicted_ms,
-                smallest_feasible_ms=spent + alone,
+                smallest_feasible_ms=spent + first.predicted_ms,  # the fastest now, its wait included
                 retry_after_s=wait_ms / 1e3,
             )
         began = time.monotonic()
         loop = asyncio.get_running_loop()
-        decoded, fitted = await loop.run_in_executor(self._decoders, _prepare, data, header, first.option.size)
+        expires = ask.deadline + (_LATE_LIMIT_S if ask.on_infeasible == "degrade" else 0.0)
+        try:
+            async with asyncio.timeout(max(expires - began, 0.0)):
+                decoded, fitted = await loop.run_in_executor(self._decoders, _prepare, data, header, first.option.size)
+        except TimeoutError:
+            self._observer.shed("expired")
+            raise DeadlinePassedError(
+                "The budget ran out before the picture was decoded. Ask for a longer one, or send a smaller picture."
+            ) from None
+        except asyncio.CancelledError:
+            # `close` cancels what still waits for a decoder; that is not the client going away.
+            task = asyncio.current_task()
+            if self._draining and task is not None and not task.cancelling():
+                raise NotReadyError("The service is stopping. Send the request again shortly.") from None
+            raise
         decode_ms = (time.monotonic() - began) * 1e3
         self._observer.stage("decode", decode_ms / 1e3)
 
@@ -223,7 +237,6 @@ class Runtime:
             for o in options
             if o.size.long_side <= first.option.size.long_side
         ]
-        expires = ask.deadline + (_LATE_LIMIT_S if ask.on_infeasible == "degrade" else 0.0)
         queued = time.monotonic()
         try:
             run = await queue.run(

@@ -52,10 +52,12 @@ def load_repository(root: Path) -> Repository:
     if not root.is_dir():
         raise RepositoryError(f"no model repository at {root.absolute()}: set ASFD_REPOSITORY to its folder")
     manifests = sorted(root.glob(f"*/{MANIFEST_NAME}"))
+    # Sorted out here, because a member that silently disappears is found only by whoever misses its answers.
+    strays = [path for path in sorted({p.parent for p in root.glob("*/*.onnx")}) if not (path / MANIFEST_NAME).exists()]
     if not manifests:
         raise RepositoryError(f"{root.absolute()} holds no <member>/{MANIFEST_NAME}; see python -m export --help")
     variants: list[Variant] = []
-    faults: list[str] = []
+    faults = [f"{path}: model files without {MANIFEST_NAME}; restore it or remove the folder" for path in strays]
     for path in manifests:
         try:
             manifest = load_manifest(path)
@@ -78,9 +80,14 @@ def verify_file(path: Path, file: ModelFile) -> str | None:
     """What is wrong with a model file, as a sentence, or None."""
     if not path.is_file():
         return f"{path}: the file is missing; restore it or export the member again"
-    if path.stat().st_size != file.size_bytes:
-        return f"{path}: {path.stat().st_size} bytes, but the manifest says {file.size_bytes}; restore or export again"
-    if sha256_of(path) != file.sha256:
+    try:
+        size = path.stat().st_size
+        if size != file.size_bytes:
+            return f"{path}: {size} bytes, but the manifest says {file.size_bytes}; restore or export again"
+        digest = sha256_of(path)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}); give the service's user the right to read it"
+    if digest != file.sha256:
         return f"{path}: its sha256 differs from the manifest's, so it is damaged; restore it or export again"
     return None
 

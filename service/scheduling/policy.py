@@ -13,7 +13,9 @@ from service.repository.manifest import InputSize
 class Option:
     """One way to answer a request. before_ms: predicted decoding and fitting; infer_ms: predicted p99 of the engine.
 
-    ap50 is 0 where it was not measured, so that an unmeasured variant is chosen only when nothing measured fits.
+    ap50 is 0 where it was not measured, so that an unmeasured variant is chosen only when nothing measured fits. Among
+    the unmeasured, the larger input counts as the more accurate: a new member would else never be tried above its
+    fastest size.
     """
 
     variant: str
@@ -51,7 +53,12 @@ def most_accurate(options: Sequence[Option], left_ms: float, wait_ms: float) -> 
     timed = [(option, max(wait_ms, option.before_ms) + option.infer_ms) for option in options]
     on_time = [pair for pair in timed if pair[1] <= left_ms]
     if on_time:
-        option, predicted = min(on_time, key=lambda pair: (-pair[0].ap50, pair[1]))
+        option, predicted = min(on_time, key=lambda pair: (*_rank(pair[0]), pair[1]))
         return Choice(option, predicted, feasible=True)
     option, predicted = min(timed, key=lambda pair: pair[1])
     return Choice(option, predicted, feasible=False)
+
+
+def _rank(option: Option) -> tuple[float, int]:
+    """Ascending, best first."""
+    return -option.ap50, -option.size.long_side if option.ap50 <= 0 else 0

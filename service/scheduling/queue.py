@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from service.errors import DeadlinePassedError
+from service.errors import DeadlinePassedError, NotReadyError
 
 T = TypeVar("T")
 
@@ -20,6 +20,7 @@ T = TypeVar("T")
 class _Job(Generic[T]):
     work: Callable[[], T]
     deadline: float
+    expires: float
     expected_s: float
     future: asyncio.Future[T]
     expiry: asyncio.TimerHandle | None = field(default=None)
@@ -35,6 +36,7 @@ class EngineQueue(Generic[T]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._busy_until = 0.0
         self._running: _Job[T] | None = None
+        self._closed = False
         self._task = asyncio.create_task(self._dispatch(), name="engine-queue")
 
     def __len__(self) -> int:
@@ -51,10 +53,14 @@ class EngineQueue(Generic[T]):
         """Queue `work` and return what it returns, or raise what it raises.
 
         deadline orders the queue; a job that has not started at `expires` raises `DeadlinePassedError` at once, even
-        while another runs. Cancelling the caller takes a waiting job out.
+        while another runs. Cancelling the caller takes a waiting job out. A closed queue raises `NotReadyError`.
         """
+        if self._closed:
+            raise _stopping()
+        if expires <= time.monotonic():
+            raise _passed()
         loop = asyncio.get_running_loop()
-        job = _Job(work, deadline, expected_s, loop.create_future())
+        job = _Job(work, deadline, expires, expected_s, loop.create_future())
         job.expiry = loop.call_later(max(expires - time.monotonic(), 0.0), self._expire, job)
         heapq.heappush(self._heap, (deadline, next(self._order), job))
         self._wake.set()
@@ -67,18 +73,21 @@ class EngineQueue(Generic[T]):
 
     def _expire(self, job: _Job[T]) -> None:
         if job is not self._running and not job.future.done():
-            job.future.set_exception(
-                DeadlinePassedError("The budget ran out while the request waited for the engine. Ask for a longer one.")
-            )
+            job.future.set_exception(_passed())
 
     async def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             while not self._heap:
+                if self._closed:
+                    return
                 self._wake.clear()
                 await self._wake.wait()
             _, _, job = heapq.heappop(self._heap)
             if job.future.done():  # expired or cancelled meanwhile
+                continue
+            if job.expires <= time.monotonic():  # its timer is due as well, but may come after this line
+                self._expire(job)
                 continue
             self._running, self._busy_until = job, time.monotonic() + job.expected_s
             try:
@@ -93,10 +102,20 @@ class EngineQueue(Generic[T]):
                 self._running = None
 
     async def close(self) -> None:
-        """Stop; what still waits is cancelled."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        """Stop. What waits is told `NotReadyError`; what runs cannot be interrupted, so it still gets its answer."""
+        self._closed = True
         for _, _, job in self._heap:
-            job.future.cancel()
+            if not job.future.done():
+                job.future.set_exception(_stopping())
         self._heap.clear()
+        self._wake.set()
+        await asyncio.wait([self._task])
         await asyncio.to_thread(self._thread.shutdown)
+
+
+def _passed() -> DeadlinePassedError:
+    return DeadlinePassedError("The budget ran out while the request waited for the engine. Ask for a longer one.")
+
+
+def _stopping() -> NotReadyError:
+    return NotReadyError("The service is stopping. Send the request again shortly.")

@@ -1,0 +1,109 @@
+"""Measuring within a time limit, and predictions that recover."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.engines.base import Detections
+from service.profiling import LatencyModel, measure, measure_engine, percentile_99, read_profile, write_profile
+from service.repository.manifest import InputSize
+from service.scheduling.policy import Option, most_accurate
+from tests.service.test_policy import SIZES, profile
+
+
+class CountingEngine:
+    """An engine that only counts, and takes `seconds` for each run."""
+
+    kind = "counting"
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.variant, self.seconds, self.runs = "v", seconds, 0
+
+    def run(self, images: NDArray[np.uint8]) -> list[Detections]:
+        self.runs += 1
+        time.sleep(self.seconds)
+        return []
+
+    def warm_up(self, height: int, width: int, batch: int = 1) -> None: ...
+
+    def memory_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None: ...
+
+
+def test_a_slow_engine_is_run_a_few_times_only() -> None:
+    engine = CountingEngine()
+    assert measure_engine(engine, SIZES[0], 0.0).runs == 3
+    assert engine.runs == 4  # one of them to warm up
+
+
+def test_a_fast_engine_is_run_often_but_not_for_ever() -> None:
+    assert measure_engine(CountingEngine(), SIZES[0], 60.0).runs == 20
+
+
+def test_every_pair_is_measured_even_after_the_time_is_spent() -> None:
+    said: list[str] = []
+    measured = measure([(CountingEngine(0.002), SIZES)], "k", 0.001, said.append)
+    assert {(t.height, t.width) for t in measured.timings} == {(s.height, s.width) for s in SIZES}
+    assert all(0 < t.p50_ms <= t.p99_ms for t in measured.timings)
+    assert said[-1] == "measuring v at 128x128 (4 of 4)"
+    assert set(measured.decode.jpeg) == {1, 2, 4, 8}
+
+
+def test_fewer_runs_get_a_wider_margin() -> None:
+    assert percentile_99([10.0] * 9) == pytest.approx(12.5)
+    assert percentile_99([10.0] * 10) == pytest.approx(11.0)
+
+
+def test_a_slow_spell_is_forgotten_though_the_size_is_not_chosen_meanwhile() -> None:
+    now = [0.0]
+    model = LatencyModel(profile(), clock=lambda: now[0])
+    for _ in range(50):
+        model.observe("v", SIZES[0], 900.0)
+    option = Option("v", SIZES[0], 0.5, 0.0, model.p99_ms("v", SIZES[0]))
+    assert not most_accurate([option], 100.0, 0.0).feasible
+    now[0] = 119.0
+    assert model.p99_ms("v", SIZES[0]) == pytest.approx(990.0)
+    now[0] = 121.0
+    assert model.p99_ms("v", SIZES[0]) == 12
+    assert model.runs("v", SIZES[0]) == 50  # still shown
+
+
+def test_a_single_outlier_does_not_rule_out_a_size() -> None:
+    model = LatencyModel(profile())
+    model.observe("v", SIZES[0], 120.0)
+    assert 12 < model.p99_ms("v", SIZES[0]) < 20
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"timings": []},
+        {"decode": {"jpeg": {"1": 8.0}, "png": 20.0, "webp": 10.0}},
+        {"decode": {"jpeg": {"1": 8.0, "2": 4.0, "4": 2.0, "8": 1.0}, "png": -1.0, "webp": 10.0}},
+        {"timings": [{"variant": "v", "height": 64, "width": 64, "p50_ms": 0.0, "p99_ms": 0.0, "runs": 5}]},
+    ],
+)
+def test_an_incomplete_or_absurd_profile_is_measured_anew(tmp_path: Path, damage: dict[str, object]) -> None:
+    path = tmp_path / "profile.json"
+    write_profile(path, profile())
+    pairs = [("v", SIZES[0])]
+    assert read_profile(path, "k", pairs) == profile()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    assert read_profile(path, "k", pairs) is None
+
+
+def test_unmeasured_accuracy_prefers_the_larger_input_and_loses_to_measured() -> None:
+    small, large = InputSize(height=64, width=64), InputSize(height=128, width=128)
+    unmeasured = [Option("new", small, 0.0, 0.0, 5.0), Option("new", large, 0.0, 0.0, 50.0)]
+    assert most_accurate(unmeasured, 1000.0, 0.0).option.size == large
+    assert most_accurate(unmeasured, 10.0, 0.0).option.size == small
+    measured = Option("d0", small, 0.1, 0.0, 90.0)
+    assert most_accurate([*unmeasured, measured], 1000.0, 0.0).option is measured

@@ -1,0 +1,185 @@
+"""How requests end when time runs out or the service stops: each is answered, none hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from service import runtime as runtime_module
+from service.errors import DeadlinePassedError, InfeasibleError, NotReadyError
+from service.imaging.decode import ImageHeader, Limits, inspect
+from service.letterbox import Fitted
+from service.repository.manifest import InputSize
+from service.runtime import Ask, Runtime
+from service.scheduling.queue import EngineQueue
+from service.settings import Settings
+from tests.service.fake_model import write_fake_repository
+from tests.service.test_runtime import photo
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    repository = write_fake_repository(tmp_path / "models")
+    return Settings(repository=repository, cache_dir=tmp_path / "cache", decode_threads=1)
+
+
+def ask(**changes: object) -> Ask:
+    plain = Ask(budget_ms=60_000.0, tier=None, received=time.monotonic())
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def header_of(data: bytes) -> ImageHeader:
+    return inspect(data, Limits(10**8))
+
+
+def test_closing_answers_the_running_job_and_tells_the_waiting_ones() -> None:
+    async def scenario() -> None:
+        queue: EngineQueue[str] = EngineQueue()
+        started, gate, far = threading.Event(), threading.Event(), time.monotonic() + 600
+
+        def work() -> str:
+            started.set()
+            gate.wait(PATIENCE_S)
+            return "done"
+
+        running = asyncio.create_task(queue.run(work, deadline=far, expires=far, expected_s=1))
+        assert await asyncio.to_thread(started.wait, PATIENCE_S)
+        waiting = asyncio.create_task(queue.run(lambda: "never", deadline=far, expires=far, expected_s=1))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(queue.close())
+        with pytest.raises(NotReadyError):
+            await asyncio.wait_for(waiting, PATIENCE_S)
+        gate.set()
+        assert await asyncio.wait_for(running, PATIENCE_S) == "done"
+        await closing
+        with pytest.raises(NotReadyError):
+            await asyncio.wait_for(queue.run(lambda: "late", deadline=far, expires=far, expected_s=1), PATIENCE_S)
+
+    asyncio.run(scenario())
+
+
+def test_what_has_expired_already_never_runs() -> None:
+    async def scenario() -> list[str]:
+        queue: EngineQueue[None] = EngineQueue()
+        log: list[str] = []
+        past = time.monotonic() - 1
+        with pytest.raises(DeadlinePassedError):
+            await queue.run(lambda: log.append("ran"), deadline=past, expires=past, expected_s=1)
+        await queue.close()
+        return log
+
+    assert asyncio.run(scenario()) == []
+
+
+def _held_decoder(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Make decoding wait for the second event; the first says that it has begun."""
+    begun, gate = threading.Event(), threading.Event()
+    real = runtime_module._prepare
+
+    def held(data: bytes, header: ImageHeader, size: InputSize) -> tuple[object, Fitted]:
+        begun.set()
+        gate.wait(PATIENCE_S)
+        return real(data, header, size)
+
+    monkeypatch.setattr(runtime_module, "_prepare", held)
+    return begun, gate
+
+
+def test_a_deadline_passes_during_decoding_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate = _held_decoder(monkeypatch)
+    data = photo()
+
+    async def scenario() -> None:
+        runtime = Runtime(settings)
+        await runtime.start()
+        try:
+            # Any option is feasible by prediction; only the decoder that hangs makes it late.
+            monkeypatch.setattr(runtime, "_policy", _always_feasible)
+            late = ask(budget_ms=300.0, on_infeasible="reject")
+            with pytest.raises(DeadlinePassedError, match="before the picture was decoded"):
+                await asyncio.wait_for(runtime.detect(data, header_of(data), late), PATIENCE_S)
+            assert begun.is_set()
+            assert not gate.is_set()
+        finally:
+            gate.set()
+            await runtime.close()
+
+    asyncio.run(scenario())
+
+
+def _always_feasible(options: object, left_ms: float, wait_ms: float) -> object:
+    from service.scheduling.policy import most_accurate
+
+    return most_accurate(options, 1e9, 0.0)  # type: ignore[arg-type]
+
+
+def test_closing_tells_requests_that_wait_for_a_decoder(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate = _held_decoder(monkeypatch)
+    data = photo()
+
+    async def scenario() -> list[object]:
+        runtime = Runtime(settings)
+        await runtime.start()
+        first = asyncio.create_task(runtime.detect(data, header_of(data), ask()))
+        assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+        second = asyncio.create_task(runtime.detect(data, header_of(data), ask()))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(runtime.close())
+        threading.Timer(0.2, gate.set).start()
+        results = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), PATIENCE_S)
+        await closing
+        return list(results)
+
+    assert all(isinstance(result, NotReadyError) for result in asyncio.run(scenario()))
+
+
+def test_a_client_that_leaves_while_decoding_stays_cancelled(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = _held_decoder(monkeypatch)
+    data = photo()
+
+    async def scenario() -> None:
+        runtime = Runtime(settings)
+        await runtime.start()
+        try:
+            gone = asyncio.create_task(runtime.detect(data, header_of(data), ask()))
+            assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+            gate.set()
+            assert (await runtime.detect(data, header_of(data), ask())).variant == "d1"
+        finally:
+            gate.set()
+            await runtime.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_refusal_never_advises_a_budget_that_is_too_small(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = photo()
+
+    async def scenario() -> None:
+        runtime = Runtime(settings)
+        await runtime.start()
+        try:
+            assert runtime._queue is not None
+            monkeypatch.setattr(runtime._queue, "wait_s", lambda deadline: 5.0)
+            with pytest.raises(InfeasibleError) as refused:
+                await runtime.detect(data, header_of(data), ask(budget_ms=200.0, on_infeasible="reject"))
+            assert refused.value.extra["smallest_feasible_ms"] >= 5000
+            assert refused.value.headers["Retry-After"] == "5"
+        finally:
+            await runtime.close()
+
+    asyncio.run(scenario())
