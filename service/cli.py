@@ -9,7 +9,9 @@ python -m service models
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
+import math
 import socket
 import time
 import urllib.error
@@ -28,7 +30,9 @@ from service.repository.store import RepositoryError, load_repository
 from service.runtime import Answer, Ask, Runtime
 from service.settings import InvalidSettingsError, Settings, load_settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False,
+_EXAMPLES = "\n\n\b\n".join(__doc__.split("\n\n", 1)) if __doc__ else None  # \b: keep the lines as they are
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=_EXAMPLES, pretty_exceptions_enable=False,
                   rich_markup_mode=None)  # fmt: skip
 
 _TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
@@ -62,14 +66,17 @@ def serve(
 
     settings = _settings(host=host, port=port, repository=repository)
     try:
-        with socket.create_server((settings.host, settings.port), reuse_port=False):
+        with socket.create_server(
+            (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        ):
             pass
     except OSError as error:
-        where = f"{settings.host}:{settings.port}"
+        where = f"{settings.host} port {settings.port}"
         raise _fail(
-            f"cannot listen on {where}: {error.strerror}. Set PORT to a free port, or stop what uses it."
+            f"cannot listen on {where}: {error.strerror}. Set PORT to a free port, or HOST to an own address."
         ) from None
-    typer.echo(f"asfd: http://{settings.host}:{settings.port}/ (documentation at /docs)", err=True)
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    typer.echo(f"asfd: http://{shown}:{settings.port}/ (documentation at /docs)", err=True)
     raise typer.Exit(run(settings))
 
 
@@ -81,8 +88,8 @@ def detect(
     variant: Annotated[str | None, typer.Option(help="Pin a detector.")] = None,
     long_side: Annotated[int | None, typer.Option(help="Pin the input size by its long side.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Drop faces below this score.")] = None,
-    max_faces: Annotated[int | None, typer.Option(help="Keep at most so many faces.")] = None,
-    min_face: Annotated[float, typer.Option(help="Drop faces whose short side is below so many pixels.")] = 0.0,
+    max_faces: Annotated[int | None, typer.Option(min=1, help="Keep at most so many faces.")] = None,
+    min_face: Annotated[float, typer.Option(min=0, help="Drop faces whose short side is below so many pixels.")] = 0.0,
     on_infeasible: Annotated[str, typer.Option(help="degrade or reject, where no detector fits.")] = "degrade",
     url: Annotated[
         str | None, typer.Option(help="Ask this server; without it the engine runs in this process.")
@@ -91,13 +98,26 @@ def detect(
     repository: Annotated[Path | None, typer.Option(help="Model repository, without --url.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
-    """Find the faces of one photo."""
+    """Find the faces of one photo.
+
+    \b
+    python -m service detect photo.jpg --tier interactive --out annotated.jpg
+    python -m service detect photo.jpg --latency-ms 200 --json
+    python -m service detect photo.jpg --url http://127.0.0.1:8000
+
+    Exit code: 0 with an answer (also with no face, also late), 2 where there is none; the reason is on stderr.
+    """
+    for name, value in (("--latency-ms", latency_ms), ("--min-score", min_score), ("--min-face", min_face)):
+        if value is not None and not math.isfinite(value):
+            raise _fail(f"{name} must be a number, not {value:g}")
     if tier is not None and latency_ms is not None:
         raise _fail("give --tier or --latency-ms, not both")
     if on_infeasible not in ("degrade", "reject"):
         raise _fail(f"--on-infeasible is degrade or reject, not {on_infeasible!r}")
     if out is not None and out.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise _fail(f"--out must end in .jpg or .png, not {out.suffix!r}")
+    if out is not None and not out.parent.is_dir():
+        raise _fail(f"--out: there is no folder {out.parent}")
     try:
         data = photo.read_bytes()
     except OSError as error:
@@ -122,7 +142,10 @@ def detect(
         )  # fmt: skip
         document, picture = _detect_here(settings, data, ask, out)
     if out is not None and picture is not None:
-        out.write_bytes(picture)
+        try:
+            out.write_bytes(picture)
+        except OSError as error:
+            raise _fail(f"{out}: {error.strerror}") from None
     _print(document, as_json, out)
 
 
@@ -173,7 +196,12 @@ def _ask_server(
     url: str, data: bytes, photo: Path, query: dict[str, Any], out: Path | None
 ) -> tuple[dict[str, Any], bytes | None]:
     given = {key: value for key, value in query.items() if value is not None}
-    document = json.loads(_post(url, data, photo, given))
+    try:
+        document = json.loads(_post(url, data, photo, given))
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not {"faces", "model", "latency"} <= document.keys():
+        raise _fail(f"{url} answered, but not as asfd does; check the address")
     picture = None
     if out is not None:
         accept = "image/png" if out.suffix.lower() == ".png" else "image/jpeg"
@@ -197,7 +225,7 @@ def _post(url: str, data: bytes, photo: Path, query: dict[str, Any], accept: str
         except (ValueError, KeyError, TypeError):
             reason = error.reason
         raise _fail(f"{url} answered {error.code}: {reason}") from None
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise _fail(f"{url} cannot be reached: {getattr(error, 'reason', error)}") from None
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from service.engines.base import EngineError
 from service.engines.ort import OnnxCpuEngine
+from service.repository import store
 from service.repository.manifest import InputSize, ModelFile
 from service.repository.store import RepositoryError, load_repository
 from tests.service.fake_model import FACES, SCORES, write_fake_repository
@@ -68,6 +69,21 @@ def test_all_faults_are_told_at_once(repository: Path) -> None:
     (repository / "d0/d0.onnx").unlink()
     (repository / "d1/d1.onnx").unlink()
     with pytest.raises(RepositoryError, match=r"d0\.onnx.*d1\.onnx"):
+        load_repository(repository)
+
+
+def test_a_member_that_lost_its_manifest_is_not_passed_over(repository: Path) -> None:
+    (repository / "d1/manifest.json").unlink()
+    with pytest.raises(RepositoryError, match=r"d1: model files without manifest\.json"):
+        load_repository(repository)
+
+
+def test_a_file_that_cannot_be_read_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(store, "sha256_of", refuse)
+    with pytest.raises(RepositoryError, match=r"d0\.onnx: cannot be read \(Permission denied\).*d1\.onnx"):
         load_repository(repository)
 
 
