@@ -187,7 +187,7 @@ def accuracy(
                 write_manifest(folder, manifest)
                 typer.echo(f"{file.variant} at {side}: AP.50 {row.ap50:.4f}, AP {row.ap:.4f}, {ms:.1f} ms")
                 if report and file.variant == first and side == 640:
-                    write_atomically(report, json.dumps(found.to_json(), indent=2).encode())
+                    write_atomically(report, found.to_json().encode())
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from None
 
