@@ -1,8 +1,8 @@
 """Other people's face detectors behind the same interface as ours (`training.evaluation.detections.Source`).
 
-Each is used as its authors use it: their own resizing (OpenCV's bilinear), normalisation, decoding and NMS threshold; the
-score threshold is ours. None is part of the project; the files come from a folder that the user names, but for Haar and
-MTCNN, whose weights are in their wheels.
+Each is used as its authors use it: their own resizing (OpenCV's bilinear), normalisation, decoding and NMS threshold;
+the score threshold is ours. None is part of the project; the files come from a folder that the user names, but for Haar
+and MTCNN, whose weights are in their wheels.
 """
 
 from __future__ import annotations
