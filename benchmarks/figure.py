@@ -30,7 +30,7 @@ def draw(table: Table, path: Path) -> None:
         times, accuracies = [row.ms_median for row in rows], [row.ap50 for row in rows]
         weight = 2.2 if ours else 1.0
         axes.plot(times, accuracies, marker="o", markersize=7 if ours else 5, color=colour, linewidth=weight)
-        for row in rows if len(rows) > 1 else ():
+        for row in rows if ours and len(rows) > 1 else ():
             place = (row.ms_median, row.ap50)
             axes.annotate(
                 str(row.long_side), place, (0, -12), textcoords="offset points", fontsize=7, color=colour, ha="center"
