@@ -87,7 +87,7 @@ def detect(
     latency_ms: Annotated[float | None, typer.Option(help="A budget of your own, in milliseconds.")] = None,
     variant: Annotated[str | None, typer.Option(help="Pin a detector.")] = None,
     long_side: Annotated[int | None, typer.Option(help="Pin the input size by its long side.")] = None,
-    min_score: Annotated[float | None, typer.Option(help="Drop faces below this score.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Drop faces below this score; 0.05 gives all.")] = None,
     max_faces: Annotated[int | None, typer.Option(min=1, help="Keep at most so many faces.")] = None,
     min_face: Annotated[float, typer.Option(min=0, help="Drop faces whose short side is below so many pixels.")] = 0.0,
     on_infeasible: Annotated[str, typer.Option(help="degrade or reject, where no detector fits.")] = "degrade",
@@ -138,7 +138,8 @@ def detect(
         ask = Ask(
             budget_ms=budget, tier=tier, received=0.0, variant=variant,
             on_infeasible="reject" if on_infeasible == "reject" else "degrade",
-            long_side=long_side, min_score=min_score, max_faces=max_faces, min_face=min_face,
+            long_side=long_side, min_score=min_score, default_min_score=settings.default_min_score,
+            max_faces=max_faces, min_face=min_face,
         )  # fmt: skip
         document, picture = _detect_here(settings, data, ask, out)
     if out is not None and picture is not None:

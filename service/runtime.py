@@ -52,6 +52,7 @@ class Ask:
     variant: str | None = None
     long_side: int | None = None
     min_score: float | None = None
+    default_min_score: float = 0.0
     max_faces: int | None = None
     min_face: float = 0.0
 
@@ -277,7 +278,7 @@ class Runtime:
         width, height = decoded.original_width, decoded.original_height
         boxes = to_original(run.found.boxes, run.fitted, width, height)
         keep = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=math.inf) >= ask.min_face
-        keep &= run.found.scores >= (ask.min_score or 0.0)
+        keep &= run.found.scores >= (ask.default_min_score if ask.min_score is None else ask.min_score)
         boxes, scores = boxes[keep][: ask.max_faces], run.found.scores[keep][: ask.max_faces]
         total_ms = ask.budget_ms - ask.left_ms()
         observer = self._observer

@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     tiers: dict[str, float] = Field(default_factory=_default_tiers, description="tier name -> budget in milliseconds")
     default_tier: str = Field(default="standard", description="tier of requests that name neither tier nor budget")
 
+    default_min_score: float = Field(
+        default=0.35, ge=0, lt=1, description="score below which faces are dropped where a request does not say"
+    )
+
     max_upload_bytes: int = Field(default=20 * 1024 * 1024, ge=1024, le=1024**3)
     max_pixels: int = Field(default=64_000_000, ge=1024, le=1_000_000_000, description="width x height of a picture")
     body_timeout_seconds: float = Field(default=30.0, gt=0, le=3600, description="time for a request body to arrive")

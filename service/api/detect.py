@@ -115,6 +115,7 @@ async def detect(
             variant=query.variant,
             long_side=query.long_side,
             min_score=query.min_score,
+            default_min_score=settings.default_min_score,
             max_faces=query.max_faces,
             min_face=query.min_face,
         )

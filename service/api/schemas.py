@@ -94,7 +94,7 @@ _EXAMPLE: dict[str, Any] = {
         "member": "d0",
         "engine": "onnxruntime-cpu",
         "input": {"height": 640, "width": 640},
-        "ap50": 0.71,
+        "ap50": 0.8137,
     },
     "latency": {
         "budget_ms": 1000.0,

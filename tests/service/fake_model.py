@@ -12,7 +12,7 @@ from service.repository.manifest import Accuracy, Architecture, InputSize, Manif
 from service.repository.store import sha256_of
 
 FACES = np.array([[8.0, 16.0, 40.0, 64.0], [48.0, 16.0, 56.0, 24.0]], dtype=np.float32)
-SCORES = np.array([0.9, 0.3], dtype=np.float32)
+SCORES = np.array([0.9, 0.4], dtype=np.float32)
 
 
 def fake_graph(work: int = 0) -> onnx.ModelProto:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from service.runtime import Answer, Ask
 from starlette.testclient import TestClient
 
 from service.api.app import create_app
 from service.imaging.decode import ImageHeader, decode
+from service.runtime import Answer, Ask
 from service.settings import Settings
 
 FACES = np.array([[10.04, 20.0, 50.0, 80.0], [60.0, 20.0, 70.0, 31.0]], dtype=np.float32)

@@ -45,7 +45,7 @@ def test_detect_prints_the_whole_answer_as_json(picture: Path) -> None:
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     assert answer["image"] == {"width": 200, "height": 100}
-    assert [face["score"] for face in answer["faces"]] == [0.9, 0.3]
+    assert [face["score"] for face in answer["faces"]] == [0.9, 0.4]
     assert answer["faces"][0]["box"] == [12.5, 25.0, 62.5, 100.0]
     assert answer["model"] == {"variant": "d1", "input": {"height": 64, "width": 128}}
     assert answer["latency"]["budget_ms"] == 3000

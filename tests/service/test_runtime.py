@@ -176,7 +176,7 @@ def test_an_ample_budget_gets_the_most_accurate(settings: Settings) -> None:
         assert not answer.degraded
         scale = 200 / 128
         assert answer.boxes[0].tolist() == pytest.approx([8 * scale, 16 * scale, 40 * scale, 64 * scale])
-        assert answer.scores.tolist() == pytest.approx([0.9, 0.3])
+        assert answer.scores.tolist() == pytest.approx([0.9, 0.4])
         parts = answer.decode_ms + answer.queue_ms + answer.infer_ms
         assert 0 < parts <= answer.total_ms
 
@@ -187,6 +187,8 @@ def test_filters(settings: Settings) -> None:
     async def scenario(runtime: Runtime) -> None:
         assert len((await detect(runtime, photo(), min_score=0.5)).scores) == 1
         assert len((await detect(runtime, photo(), max_faces=1)).scores) == 1
+        assert len((await detect(runtime, photo(), default_min_score=0.5)).scores) == 1
+        assert len((await detect(runtime, photo(), default_min_score=0.5, min_score=0.1)).scores) == 2
         assert len((await detect(runtime, photo(), min_face=20.0)).scores) == 1
         assert len((await detect(runtime, photo(), min_face=1000.0)).scores) == 0
         pinned = await detect(runtime, photo(), variant="d0", long_side=64)
