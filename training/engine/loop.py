@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ def _state(
         "optimizer": optimizer.state_dict(),
         "ema": ema.state,
         "ema_updates": ema.updates,
-        "progress": checkpoint.as_plain(replace(progress)),
+        "progress": checkpoint.as_plain(progress),
         "steps": steps,
     }
 
