@@ -115,8 +115,9 @@ def main(
     repository: Annotated[Path, typer.Option(help="Model repository: every variant in it takes part.")] = Path(
         "models"
     ),
-    long_side: Annotated[int, typer.Option(help="Long side that every photo is resized to, pixels.")] = 640,
-    long_sides: Annotated[str, typer.Option(help="Several, such as 320,480,640,960; instead of --long-side.")] = "",
+    long_sides: Annotated[
+        str, typer.Option(help="Long sides that every photo is resized to, pixels, with commas between.")
+    ] = "320,480,640,960",
     out: Annotated[Path, typer.Option(help="JSON file; the table (.md) and the picture (.png) go beside it.")] = Path(
         "benchmarks/results/accuracy.json"
     ),
@@ -130,7 +131,7 @@ def main(
     from benchmarks.table import markdown, print_row
 
     try:
-        sides = [int(value) for value in long_sides.split(",")] if long_sides else [long_side]
+        sides = [int(value) for value in long_sides.split(",")]
         photos, images = read_split(data, split, limit or None)
         if peers is not None and not peers.is_dir():
             typer.echo(f"note: no folder {peers}; of other detectors only Haar and MTCNN take part", err=True)

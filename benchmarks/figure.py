@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def draw(table: Table, path: Path) -> None:
-    """Write a PNG: a line a detector over its long sides, ours in colour, every line named where it ends."""
+    """Write a PNG: a line a detector over its long sides, ours in colour, every line named where it ends, and the
+    front: what no other point beats in both accuracy and time."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -39,6 +41,12 @@ def draw(table: Table, path: Path) -> None:
             name, (times[-1], accuracies[-1]), (7, 4), textcoords="offset points", fontsize=9, color=colour,
             fontweight="bold" if ours else "normal",
         )  # fmt: skip
+    best = front(table.rows)
+    axes.plot(
+        [row.ms_median for row in best], [row.ap50 for row in best], drawstyle="steps-post", linestyle=":",
+        color="#c2452d", linewidth=1.2, zorder=0, label="front",
+    )  # fmt: skip
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -61,6 +69,15 @@ def draw(table: Table, path: Path) -> None:
     figure.savefig(partial)
     partial.replace(path)
     pyplot.close(figure)
+
+
+def front(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no faster row equals or beats in AP.50, fastest first."""
+    kept: list[Row] = []
+    for row in sorted(rows, key=lambda one: (one.ms_median, -one.ap50)):
+        if not kept or row.ap50 > kept[-1].ap50:
+            kept.append(row)
+    return kept
 
 
 def _spans(table: Table, tick: float) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from service.repository.manifest import MANIFEST_NAME, Accuracy, Manifest, Provenance, Thresholds
+from service.repository.manifest import MANIFEST_NAME, Accuracy, Manifest, Thresholds
 from service.repository.store import RepositoryError, load_manifest, load_repository
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False,
@@ -52,7 +52,7 @@ def onnx(
     data_note: Annotated[str, typer.Option(help="What it was trained on, for the card.")] = "photos in WIDER's layout",
 ) -> None:
     """Write MEMBER's ONNX file and a new manifest, without the old weights' accuracy and other variants."""
-    from export.member import architecture, describe_file, new_manifest, save_onnx, write_manifest
+    from export.member import architecture, describe_file, new_manifest, provenance_of, save_onnx, write_manifest
     from export.onnx_graph import OPSET, export_onnx
     from service.profiling import hardware_name
     from training.engine.checkpoint import detector_config, load_detector
@@ -65,13 +65,11 @@ def onnx(
         raise _fail(error) from None
     path = repository / member / f"{member}.onnx"
     save_onnx(graph, path)
-    config, progress = content["config"], content["progress"]
+    config = content["config"]
     counts = count(detector_config(config))
-    provenance = Provenance(
-        recipe=config["recipe"], data=data_note, images_seen=progress["images"], seed=config["seed"],
-        hardware=hardware_name(0).rsplit(", ", 2)[0], train_hours=round(progress["seconds"] / 3600, 2),
-        finished=time.strftime("%Y-%m-%d", time.localtime(checkpoint.stat().st_mtime)),
-    )  # fmt: skip
+    finished = time.strftime("%Y-%m-%d", time.localtime(checkpoint.stat().st_mtime))
+    made_on = hardware_name(0).rsplit(", ", 2)[0]
+    provenance = provenance_of(content, data_note, made_on, finished)
     title = f"ASFD-{member.upper()}: {config['model']['backbone']}, {config['model']['neck'].upper()} neck"
     shape = architecture(config["model"], counts.parameters, counts.gmacs_vga)
     entry = describe_file(path, member, "fp32", nms, OPSET)

@@ -25,7 +25,9 @@ def render_card(manifest: Manifest, report: dict[str, Any] | None, failures: lis
     lines += [f"| {f.variant} | `{f.path}` | {f.precision} | {f.size_bytes / 2**20:.1f} MiB |" for f in manifest.files]
     lines += ["", "## Training", ""]
     lines += [
-        f"- Recipe `{made.recipe}` (`training/recipes.py`), seed {made.seed}, from scratch.",
+        f"- Recipe `{made.recipe}` (`training/recipes.py`), seed {made.seed}, "
+        + ("from random weights." if not made.stages else "from the weights of the stage before it:"),
+        *[f"  - `{s.recipe}`: {s.images:,} crops, {s.hours:.2f} hours" for s in made.stages],
         f"- Data: {made.data}.",
         f"- {made.images_seen:,} crops in {made.train_hours:.2f} hours on {made.hardware}; finished {made.finished}.",
         "",

@@ -10,7 +10,7 @@ from export.nms import DEFAULT_ITERATIONS, cluster_nms
 from service.repository.manifest import Thresholds
 from training.models.anchors import pyramid_anchors
 from training.models.boxes import decode
-from training.models.detector import Detector, normalize
+from training.models.detector import Detector, normalize, scores
 
 
 class CandidateGraph(nn.Module):
@@ -26,16 +26,17 @@ class CandidateGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = normalize(images.permute(0, 3, 1, 2))
         features = self.detector.neck(self.detector.backbone(x))
-        logits, deltas = self.detector.head(features)
+        logits, deltas, quality = self.detector.head(features)
         sizes = [(m.shape[-2], m.shape[-1]) for m in features]
         anchors = pyramid_anchors(sizes, self.detector.anchor_config, images.device)
-        best, index = logits.topk(self.top_k, dim=1)
+        # A lone logit ranks as its sigmoid does, which then is taken of the best alone.
+        best, index = (logits if quality is None else scores(logits, quality)).topk(self.top_k, dim=1)
         picked = torch.gather(deltas, 1, index[..., None].expand(-1, -1, 4))
         boxes = decode(picked, anchors[index])
         # A traced `clamp` would freeze the example's size; as a tensor it stays symbolic.
         limit = shape_as_tensor(images)[1:3].flip(0).repeat(2).to(boxes.dtype)
         clipped = torch.minimum(boxes.clamp(min=0), limit)
-        return clipped, best.sigmoid()
+        return clipped, best.sigmoid() if quality is None else best
 
 
 class PlainGraph(nn.Module):

@@ -17,6 +17,7 @@ from service.repository.manifest import (
     ModelFile,
     Precision,
     Provenance,
+    Stage,
     Thresholds,
 )
 from service.repository.store import sha256_of
@@ -48,6 +49,21 @@ def architecture(stored: dict[str, Any], parameters: int, gmacs_vga: float) -> A
     """From a checkpoint's model config and its counts."""
     fields = {key: stored[key] for key in ("backbone", "neck", "head_convs", "channels")}
     return Architecture(**fields, parameters=parameters, gmacs_vga=round(gmacs_vga, 2))
+
+
+def provenance_of(content: dict[str, Any], data: str, hardware: str, finished: str) -> Provenance:
+    """How a checkpoint's weights came to be, the stages before its own run included. finished: ISO 8601 date."""
+    config, progress = content["config"], content["progress"]
+    own = {"recipe": config["recipe"], "images": progress["images"], "seconds": progress["seconds"]}
+    past = [*content.get("stages", []), own]
+    stages = tuple(
+        Stage(recipe=s["recipe"], images=s["images"], hours=round(s["seconds"] / 3600, 2)) for s in past
+    )  # fmt: skip
+    return Provenance(
+        recipe=config["recipe"], data=data, images_seen=sum(s.images for s in stages), seed=config["seed"],
+        hardware=hardware, train_hours=round(sum(s["seconds"] for s in past) / 3600, 2), finished=finished,
+        stages=stages if len(stages) > 1 else (),
+    )  # fmt: skip
 
 
 def new_manifest(

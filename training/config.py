@@ -7,6 +7,7 @@ from typing import Literal
 
 from training.data.dataset import DataConfig
 from training.data.photometric import PhotometricConfig
+from training.data.rotation import RotationConfig
 from training.models.detector import DetectorConfig
 from training.models.losses import LossConfig
 
@@ -23,7 +24,9 @@ class CropSize:
 @dataclass(frozen=True)
 class OptimConfig:
     """schedule: `multistep` drops tenfold at `milestones` (fractions of all steps); `wsd` keeps the rate until the last
-    `decay` of all steps and then goes linearly to zero, so that a run can be prolonged before its decay."""
+    `decay` of all steps and then goes linearly to zero, so that a run can be prolonged before its decay.
+    ema: decay of the weights' moving average; 0 keeps none.
+    """
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
@@ -45,6 +48,7 @@ class TrainConfig:
     model: DetectorConfig = field(default_factory=DetectorConfig)
     data: DataConfig = field(default_factory=DataConfig)
     photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
+    rotation: RotationConfig = field(default_factory=RotationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sizes: tuple[CropSize, ...] = (CropSize(640, 32),)

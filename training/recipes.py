@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from training.config import CropSize, OptimConfig, TrainConfig
 from training.data.crops import CropConfig
@@ -21,6 +22,16 @@ def paper() -> TrainConfig:
         recipe="paper",
         data=DataConfig(crops=CropConfig(face=0.0, anchor=0.4, ssd=0.6), max_faces=1000, min_face=1.0),
         photometric=PhotometricConfig(gray=0.0, blur=0.0, noise=0.0),
+    )
+
+
+def paper_adamw() -> TrainConfig:
+    """`paper` with AdamW and a linear decay, for comparisons of a few hundred steps, in which SGD hardly starts."""
+    base = paper()
+    return replace(
+        base,
+        recipe="paper-adamw",
+        optim=replace(base.optim, name="adamw", lr=1.2e-3, weight_decay=0.05, clip_norm=5.0, schedule="wsd", decay=0.6),
     )
 
 
@@ -51,4 +62,9 @@ def scratch_cpu() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"paper": paper, "scratch": scratch, "scratch-cpu": scratch_cpu}
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "paper": paper,
+    "paper-adamw": paper_adamw,
+    "scratch": scratch,
+    "scratch-cpu": scratch_cpu,
+}

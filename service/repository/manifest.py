@@ -100,8 +100,16 @@ class Architecture(_Strict):
     gmacs_vga: float = Field(gt=0, description="multiply-accumulates of one 480x640 picture, in units of 1e9")
 
 
+class Stage(_Strict):
+    """One stage of training."""
+
+    recipe: str
+    images: int = Field(ge=0)
+    hours: float = Field(ge=0)
+
+
 class Provenance(_Strict):
-    """How the weights came to be."""
+    """How the weights came to be. images_seen and train_hours count all stages; recipe is that of the last."""
 
     recipe: str
     data: str
@@ -111,6 +119,7 @@ class Provenance(_Strict):
     train_hours: float = Field(ge=0)
     finished: str = Field(description="ISO 8601 date")
     commit: str = ""
+    stages: tuple[Stage, ...] = Field(default=(), description="oldest first; empty where there was one")
 
 
 class Manifest(_Strict):

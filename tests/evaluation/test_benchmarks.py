@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks import accuracy, runs
-from benchmarks.figure import draw
+from benchmarks.figure import draw, front
 from benchmarks.footprint import installed_sizes, service_requirements
 from benchmarks.hardware import describe
 from benchmarks.peers import Haar, find_peers, nms, resize
@@ -185,6 +185,19 @@ def runs_of(graph: Path, side: int, threads: int) -> list[object]:
     from training.evaluation.sources import open_sources
 
     return list(open_sources(graph, side, threads))
+
+
+def test_the_front_is_what_nothing_faster_equals() -> None:
+    def row(name: str, ms: float, ap50: float) -> accuracy.Row:
+        return accuracy.Row(
+            detector=name, ours=False, long_side=640, ap50=ap50, ap=0.5, ap50_strict=0.8, recall50=0.9, ap50_small=None,
+            ap50_medium=None, ap50_large=None, ms_median=ms, ms_mean=ms, cpu_ms_median=ms, cpu_ms_mean=ms, measured="",
+            load=0,
+        )  # fmt: skip
+
+    rows = [row("slow", 9, 0.8), row("equal", 6, 0.7), row("fast", 5, 0.7), row("worse", 7, 0.6), row("tie", 5, 0.65)]
+    assert [one.detector for one in front(rows)] == ["fast", "slow"]
+    assert front([]) == []
 
 
 def test_the_table_shows_missing_sizes_as_dashes(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.member import describe_file, input_sizes, save_onnx, with_accuracy, with_file
+from export.card import render_card
+from export.member import describe_file, input_sizes, provenance_of, save_onnx, with_accuracy, with_file
 from export.onnx_graph import OPSET, export_onnx
 from export.quantize import quantize, worth_shipping
 from export.verify import compare_with_checkpoint, parity, verify_member
@@ -79,6 +80,23 @@ def test_member_is_whole_and_agrees_with_its_checkpoint(repository: Path, checkp
     assert manifest.provenance.images_seen == 1234
     assert manifest.provenance.train_hours == 0.1
     assert manifest.architecture.channels == 16
+
+
+def test_provenance_counts_every_stage(repository: Path) -> None:
+    content = {
+        "config": {"recipe": "second", "seed": 3},
+        "progress": {"images": 50, "seconds": 7200.0},
+        "stages": [{"recipe": "first", "images": 100, "seconds": 1800.0}],
+    }
+    made = provenance_of(content, "photos", "a machine", "2026-01-02")
+    assert (made.recipe, made.images_seen, made.train_hours) == ("second", 150, 2.5)
+    assert [(s.recipe, s.images, s.hours) for s in made.stages] == [("first", 100, 0.5), ("second", 50, 2.0)]
+    manifest = load_manifest(repository / "tiny" / "manifest.json")
+    assert "random weights" in render_card(manifest, None, ["none"])
+    card = render_card(manifest.model_copy(update={"provenance": made}), None, ["none"])
+    assert "`first`: 100 crops, 0.50 hours" in card
+    assert "random weights" not in card
+    assert provenance_of({**content, "stages": []}, "photos", "a machine", "2026-01-02").stages == ()
 
 
 def test_verify_passes_then_names_a_damaged_and_a_missing_file(repository: Path, tmp_path: Path) -> None:

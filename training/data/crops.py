@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Boxes = NDArray[np.float64]
 
+_SQUARE_SIDES = np.array([0.3, 0.45, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0])
+_SQUARE_TRIES = 20
 _ANCHOR_SIDES = np.array([16, 32, 64, 128, 256, 512], dtype=np.float64)
 
 
@@ -28,7 +30,8 @@ class CropConfig:
     """Shares of the ways to crop; what is left of 1 is whole-photo crops.
 
     face: a random face scaled to a log-uniform `face_range` (pixels of the output, relative to a 256 crop);
-    anchor: data-anchor sampling; ssd: random square of 0.3..1 of the short side.
+    anchor: data-anchor sampling; ssd: random square of 0.3..1 of the short side; square: sample redistribution (SCRFD),
+    a square of 0.3, 0.45, 0.6, 0.8, 1, 1.2, .. 2 times the short side that holds a face's centre.
     whole_range: scale of a whole-photo crop, relative to fitting the long side;
     min_fill: a face crop never shrinks the photo's long side below this share of the output.
     """
@@ -36,6 +39,7 @@ class CropConfig:
     face: float = 0.6
     anchor: float = 0.0
     ssd: float = 0.0
+    square: float = 0.0
     face_range: tuple[float, float] = (12.0, 200.0)
     whole_range: tuple[float, float] = (0.5, 1.6)
     min_fill: float = 0.4
@@ -57,6 +61,8 @@ def choose_window(width: int, height: int, faces: Boxes, size: int, config: Crop
             side = float(min(width, height) * rng.uniform(0.3, 1.0))
             x, y = rng.uniform(0, width - side), rng.uniform(0, height - side)
             return Window(x, y, side, size / side)
+        if draw < config.face + config.anchor + config.ssd + config.square:
+            return _square_with_face(width, height, faces, size, rng)
     scale = size / max(width, height) * float(np.exp(rng.uniform(*np.log(config.whole_range))))
     side = size / scale
     x = _place(width, side, rng)
@@ -80,6 +86,17 @@ def _cover(low: float, high: float, side: float, rng: Generator) -> float:
     if high - low < side:
         return float(rng.uniform(high - side, low))
     return (low + high - side) / 2
+
+
+def _square_with_face(width: int, height: int, faces: Boxes, size: int, rng: Generator) -> Window:
+    """Drawn again until a face's centre lies in it; after some tries, around one."""
+    centers = (faces[:, :2] + faces[:, 2:]) / 2
+    for _ in range(_SQUARE_TRIES):
+        side = float(min(width, height) * _SQUARE_SIDES[rng.integers(len(_SQUARE_SIDES))])
+        x, y = _place(width, side, rng), _place(height, side, rng)
+        if ((centers >= (x, y)) & (centers < (x + side, y + side))).all(axis=1).any():
+            return Window(x, y, side, size / side)
+    return _around_face(faces[rng.integers(len(faces))], size / side, size, rng)
 
 
 def _place(extent: int, side: float, rng: Generator) -> float:

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from training.data.jpeg import compress
+
 _LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class PhotometricConfig:
-    """Ranges are half-widths around 1; shares are probabilities of a picture."""
+    """Ranges are half-widths around 1; shares are probabilities of a picture. jpeg_quality: uniform between these."""
 
     brightness: float = 0.35
     contrast: float = 0.35
@@ -22,6 +24,8 @@ class PhotometricConfig:
     gray: float = 0.15
     blur: float = 0.1
     noise: float = 0.1
+    jpeg: float = 0.0
+    jpeg_quality: tuple[float, float] = (20.0, 80.0)
 
 
 def augment(images: Tensor, config: PhotometricConfig, generator: Generator) -> Tensor:
@@ -48,4 +52,12 @@ def augment(images: Tensor, config: PhotometricConfig, generator: Generator) -> 
     if noisy.any():
         part = x[noisy]
         x[noisy] = part + torch.randn(part.shape, generator=generator).to(x.device) * 8
-    return x.clamp(0, 255)
+    x = x.clamp(0, 255)
+    if not config.jpeg:
+        return x
+    encoded = chosen(config.jpeg)
+    low, high = config.jpeg_quality
+    quality = low + (high - low) * torch.rand(len(images), generator=generator).to(images.device)
+    if encoded.any():
+        x[encoded] = compress(x[encoded], quality[encoded])
+    return x

@@ -43,3 +43,8 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     area_a = (a[..., 2:] - a[..., :2]).clamp(min=0).prod(dim=-1)
     area_b = (b[..., 2:] - b[..., :2]).clamp(min=0).prod(dim=-1)
     return inter / (area_a[..., :, None] + area_b[..., None, :] - inter).clamp(min=1e-9)
+
+
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """a, b: [..., 4] -> IoU of each with its partner [...]."""
+    return pairwise_iou(a[..., None, :], b[..., None, :])[..., 0, 0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.models.anchors import AnchorConfig, pyramid_anchors
 from training.models.backbone import BackboneName, ResNetPyramid
-from training.models.head import Head
+from training.models.head import Head, HeadNorm
 from training.models.necks import FPN, NeckBuilder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,21 +21,38 @@ NeckName = Literal["fpn"]
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """One detector. Defaults are D0 of Table 7: ResNet-18, one head convolution, 64 channels."""
+    """One detector. Defaults are D0 of Table 7: ResNet-18, one head convolution, 64 channels.
+
+    iou_branch: the head also predicts each box's IoU, and the score becomes sqrt(face probability x IoU).
+    """
 
     backbone: BackboneName = "resnet18"
     neck: NeckName = "fpn"
     channels: int = 64
     head_convs: int = 1
+    head_norm: HeadNorm = "batch"
+    iou_branch: bool = False
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
 
 
 class Output(NamedTuple):
-    """logits: [N, A]; deltas: [N, A, 4] (see `boxes.encode`); anchors: [A, 4] x1 y1 x2 y2 in input pixels."""
+    """logits: [N, A]; deltas: [N, A, 4] (see `boxes.encode`); anchors: [A, 4] x1 y1 x2 y2 in input pixels.
+
+    levels: anchors of each pyramid level, finest first; quality: logits of the predicted IoU [N, A], if predicted.
+    """
 
     logits: Tensor
     deltas: Tensor
     anchors: Tensor
+    levels: tuple[int, ...] = ()
+    quality: Tensor | None = None
+
+
+def scores(logits: Tensor, quality: Tensor | None) -> Tensor:
+    """What a detection is ranked by: the face probability, or its geometric mean with the predicted IoU. [N, A]"""
+    if quality is None:
+        return logits.sigmoid()
+    return (logits.sigmoid() * quality.sigmoid()).sqrt()
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -55,9 +72,10 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         features = self.neck(self.backbone(images))
-        logits, deltas = self.head(features)
+        logits, deltas, quality = self.head(features)
         sizes = [(int(x.shape[-2]), int(x.shape[-1])) for x in features]
-        return Output(logits, deltas, pyramid_anchors(sizes, self.anchor_config, images.device))
+        anchors = pyramid_anchors(sizes, self.anchor_config, images.device)
+        return Output(logits, deltas, anchors, tuple(h * w for h, w in sizes), quality)
 
 
 def _initialize(model: nn.Module, skip: nn.Module) -> None:
@@ -73,8 +91,8 @@ def build_detector(config: DetectorConfig, neck: NeckBuilder | None = None) -> D
     backbone = ResNetPyramid(config.backbone)
     build_neck = neck or {"fpn": FPN}[config.neck]
     module = build_neck(backbone.out_channels, config.channels)
-    head = Head(config.channels, config.head_convs, levels=len(config.anchors.strides))
+    levels = len(config.anchors.strides)
+    head = Head(config.channels, config.head_convs, levels, config.head_norm, config.iou_branch)
     detector = Detector(backbone, module, head, config.anchors)
-    predictors = nn.ModuleList((head.cls_logits, head.box_deltas))
-    _initialize(detector, skip=predictors)
+    _initialize(detector, skip=nn.ModuleList(head.predictors()))
     return detector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ class MatchConfig:
     """IoU 0.4 for both sides, so there is no ignore zone (paper, section 5.1.1); every face keeps its `best` anchors.
 
     ignore_iof: an unmatched anchor with this share of its area in an ignore region is left out of the loss.
+    kind: `iou` is the paper's; `atss` (with `candidates` anchors a level) and `simota` are in `assignment`.
     """
 
+    kind: Literal["iou", "atss", "simota"] = "iou"
+    candidates: int = 9
     iou: float = 0.4
     best: int = 1
     ignore_iof: float = 0.5
@@ -33,7 +37,7 @@ def match(anchors: Tensor, faces: Tensor, ignored: Tensor, config: MatchConfig) 
     """
     result = torch.full((anchors.shape[0],), NEGATIVE, dtype=torch.int64, device=anchors.device)
     if len(ignored):
-        result[_share_inside(anchors, ignored) >= config.ignore_iof] = IGNORED
+        result[share_inside(anchors, ignored) >= config.ignore_iof] = IGNORED
     if not len(faces):
         return result
     iou = pairwise_iou(anchors, faces)
@@ -58,7 +62,7 @@ def _write_in_order(target: Tensor, positions: Tensor, values: Tensor) -> Tensor
     return out
 
 
-def _share_inside(anchors: Tensor, regions: Tensor) -> Tensor:
+def share_inside(anchors: Tensor, regions: Tensor) -> Tensor:
     """Largest share of each anchor's area that lies in one of the regions: [A]."""
     top_left = torch.maximum(anchors[:, None, :2], regions[None, :, :2])
     bottom_right = torch.minimum(anchors[:, None, 2:], regions[None, :, 2:])

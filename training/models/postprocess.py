@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from training.models.boxes import decode
-from training.models.detector import Output
+from training.models.detector import Output, scores
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ def postprocess(output: Output, height: int, width: int, config: PostprocessConf
     """One (boxes [K, 4] x1 y1 x2 y2, scores [K]) a picture, best first, clipped to height x width pixels."""
     results = []
     limit = torch.tensor([width, height, width, height], device=output.logits.device, dtype=torch.float32)
-    for logits, deltas in zip(output.logits.float(), output.deltas.float(), strict=True):
-        scores = logits.sigmoid()
-        scores, index = scores.topk(min(config.top_k, len(scores)))
-        keep = scores > config.score
-        scores, index = scores[keep], index[keep]
+    quality = None if output.quality is None else output.quality.float()
+    for ranked, deltas in zip(scores(output.logits.float(), quality), output.deltas.float(), strict=True):
+        best, index = ranked.topk(min(config.top_k, len(ranked)))
+        keep = best > config.score
+        best, index = best[keep], index[keep]
         boxes = decode(deltas[index], output.anchors[index]).clamp(min=0).minimum(limit)
-        kept = nms(boxes, scores, config.nms_iou)[: config.max_detections]
-        results.append((boxes[kept], scores[kept]))
+        kept = nms(boxes, best, config.nms_iou)[: config.max_detections]
+        results.append((boxes[kept], best[kept]))
     return results

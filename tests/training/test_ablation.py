@@ -1,0 +1,127 @@
+"""Ablation: what a row changes, how gains are counted, and the command on a tiny set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from training.__main__ import app
+from training.ablation.changes import BASE, changes
+from training.ablation.command import KINDS, budgeted
+from training.ablation.table import Result, summarise
+from training.recipes import RECIPES
+
+
+def result(row: str, seed: int, ap50: float, kind: str = "recipe") -> Result:
+    return Result(
+        row=row, about=row, kind=kind, seed=seed, ap50=ap50, ap=ap50 / 2, recall50=0.9, images=10, seconds=1.0
+    )  # fmt: skip
+
+
+def flat(config: object) -> dict[str, object]:
+    out: dict[str, object] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}", inner)
+        else:
+            out[prefix] = value
+
+    walk("", dataclasses.asdict(config))  # type: ignore[call-overload]
+    return out
+
+
+def test_every_row_changes_something_and_only_its_own_part() -> None:
+    for name, own in (("paper", "sgd"), ("paper-adamw", "adamw")):
+        base = RECIPES[name]()
+        before = flat(base)
+        seen = set()
+        for row in changes(KINDS).values():
+            after = flat(row.apply(base))
+            differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+            assert bool(differing) == (row.name not in (BASE, own)), row.name
+            assert len({key.split(".")[1] for key in differing}) <= 1, row.name
+            seen.add(tuple(sorted((key, str(after.get(key))) for key in differing)))
+        assert len(seen) == len(changes(KINDS)) - 1  # the base and its own optimiser are the same
+        assert RECIPES[name]() == base
+
+
+def test_the_budget_sets_crops_and_steps_alone() -> None:
+    base = RECIPES["paper"]()
+    small = budgeted(base, 224, 8, 800, 400)
+    assert small.sizes[0].side == 224
+    assert small.epochs == 2.0
+    assert small.optim.warmup_steps == 10
+    assert small.optim.lr == pytest.approx(0.005)
+    assert (small.loss, small.data, small.model) == (base.loss, base.data, base.model)
+
+
+def test_gains_are_taken_over_shared_seeds() -> None:
+    results = [
+        result("base", 0, 0.50), result("base", 1, 0.60), result("better", 1, 0.65), result("worse", 0, 0.45),
+        result("worse", 1, 0.59), result("elsewhere", 7, 0.60), result("less-data", 0, 0.49, "data"),
+    ]  # fmt: skip
+    lines = {line.row: line for line in summarise(results, "base")}
+    assert list(lines) == ["base", "better", "elsewhere", "worse", "less-data"]
+    assert lines["base"].gain is None
+    assert lines["base"].spread == pytest.approx(0.10)
+    assert lines["better"].gain == pytest.approx(0.05)
+    assert lines["worse"].gain == pytest.approx(-0.03)
+    assert lines["elsewhere"].gain == pytest.approx(0.05)
+    assert not lines["elsewhere"].paired
+
+
+def run(*args: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["ablate", *args])
+    return done.exit_code, done.output
+
+
+def test_the_command_keeps_and_resumes(tiny_wider: Path, tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    shared = (
+        "--data", str(tiny_wider), "--out", str(out), "--cache", str(tmp_path / "cache"), "--images", "4",
+        "--side", "64", "--batch", "2", "--long-side", "64", "--device", "cpu", "--workers", "0",
+        "--without", "e=event",
+    )  # fmt: skip
+    code, text = run(*shared, "--rows", "atss", "--seeds", "0")
+    assert code == 0, text
+    table = json.loads((out / "table.json").read_text())
+    assert [(r["row"], r["seed"], r["images"]) for r in table["results"]] == [("base", 0, 4), ("atss", 0, 4)]
+    assert "| atss |" in (out / "table.md").read_text()
+    code, text = run(*shared, "--rows", "atss,photos-50", "--seeds", "0")
+    assert code == 0, text
+    again = json.loads((out / "table.json").read_text())
+    assert again["results"][:2] == table["results"]
+    assert again["results"][2]["row"] == "photos-50"
+    assert sorted(p.name for p in out.iterdir()) == ["table.json", "table.md"]
+    code, text = run(*shared, "--rows", "atss", "--seeds", "0", "--long-side", "96")
+    assert code == 2
+    assert "another budget" in text
+
+
+def test_bad_arguments_are_named(tiny_wider: Path, tmp_path: Path) -> None:
+    data = ("--data", str(tiny_wider), "--out", str(tmp_path / "o"))
+    for args, sentence in (
+        (("--rows", "magic"), "no row 'magic'"),
+        (("--base", "magic"), "no 'magic'"),
+        (("--without", "oops"), "name=folder"),
+        (("--seeds", "x"), "invalid literal"),
+    ):
+        code, text = run(*data, *args)
+        assert code == 2
+        assert sentence in text
+
+
+def test_rows_are_listed_without_any_data() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "training", "ablate", "--list"], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert all(name in done.stdout for name in ("base", "atss", "photos-25", "without-crowds"))
