@@ -90,13 +90,19 @@ def score(detector: str, ours: bool, side: int, measured: Measured, photos: list
 def contenders(
     repository: Path | None, peers: Path | None, sides: list[int], threads: int
 ) -> Iterator[tuple[bool, Callable[[], Source]]]:
-    """(ours, how to open it), every one at every long side; what has one fixed size comes once."""
+    """(ours, how to open it), every one at every long side; what has one fixed size comes once.
+
+    Haar and MTCNN come at one long side too, the largest of at most 640: they are there as a floor, and slow.
+    """
     fixed: set[str] = set()
+    floor_side = max((side for side in sides if side <= 640), default=min(sides))
     for side in sides:
         if repository is not None:
             for source in open_sources(repository, side, threads):
                 yield True, lambda source=source: source  # type: ignore[misc]
         for name, build in find_peers(peers, side, threads):
+            if name in ("haar", "mtcnn") and side != floor_side:
+                continue
             if name.startswith("ultralight"):
                 if name in fixed:
                     continue

@@ -12,14 +12,19 @@ from typing import Annotated
 
 import typer
 
+from training.ablation.command import ablate_command
 from training.evaluation.command import evaluate_command
+from training.evaluation.errors_command import errors_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
+CROPS = {"auto": None, "loader": False, "device": True}
 Data = Annotated[Path, typer.Option(help="Folder in WIDER Face's layout, or its short form (see README).")]
 
 
 app.command(name="evaluate")(evaluate_command)
+app.command(name="ablate")(ablate_command)
+app.command(name="errors")(errors_command)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -35,7 +40,9 @@ def _fail(message: object) -> typer.Exit:
 def train(
     data: Data = Path("../shared/data/faces"),
     out: Annotated[Path, typer.Option(help="Folder of the run; a run found there is resumed.")] = Path("runs/d0"),
-    recipe: Annotated[str, typer.Option(help="paper, scratch (for a GPU) or scratch-cpu.")] = "scratch-cpu",
+    recipe: Annotated[
+        str, typer.Option(help="A name of training/recipes.py, such as paper, asfd or scratch-cpu.")
+    ] = "scratch-cpu",
     member: Annotated[str, typer.Option(help="d0, d1 or d2: width, head and backbone of Table 7.")] = "d0",
     epochs: Annotated[float | None, typer.Option(help="Overrides the recipe's length; may change on resume.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops and augmentation.")] = 0,
@@ -45,7 +52,9 @@ def train(
     cache: Annotated[Path, typer.Option(help="Folder for decoded pictures (about 7 GB for 9,600 photos).")] = Path(
         ".cache/pictures"
     ),
-    init: Annotated[Path | None, typer.Option(help="Start from the weights of another checkpoint.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from a checkpoint, or from a member's exported .onnx.")
+    ] = None,
     imagenet: Annotated[Path | None, typer.Option(help="torchvision ImageNet weights of the backbone, a file.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     validate_every: Annotated[int, typer.Option(help="Steps between evaluations on `dev`; 0: only at the end.")] = 0,
@@ -54,10 +63,15 @@ def train(
     dev_split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "dev",
     long_side: Annotated[int, typer.Option(help="Long side of evaluation, pixels.")] = 640,
     compile: Annotated[bool, typer.Option(help="torch.compile the network.")] = False,
+    crops: Annotated[
+        str, typer.Option(help="Who cuts crops: loader, device, or auto: the device if it is a GPU with room for all.")
+    ] = "auto",
 ) -> None:
     """Train a detector. Stop it with Ctrl-C at any time; the same command goes on where it stopped.
 
-    Several GPUs or processes:  torchrun --nproc-per-node 2 -m training train --out runs/d0
+    Several GPUs:       torchrun --nproc-per-node 4 -m training train --out runs/d0
+
+    Several CPU cores:  torchrun --nproc-per-node 2 -m training train --out runs/d0 --threads 1
     """
     import torch
 
@@ -73,6 +87,8 @@ def train(
         raise _fail(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
     if member not in MEMBERS:
         raise _fail(f"no member {member!r}; there are {', '.join(MEMBERS)}")
+    if crops not in CROPS:
+        raise _fail(f"no way to cut crops {crops!r}; there are {', '.join(CROPS)}")
     config = dataclasses.replace(RECIPES[recipe](), model=MEMBERS[member], seed=seed)
     if epochs is not None:
         config = dataclasses.replace(config, epochs=epochs)
@@ -82,7 +98,7 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, _stop)
-    options = RunOptions(out, workers, save_every, validate_every, compile, init, imagenet)
+    options = RunOptions(out, workers, save_every, validate_every, compile, init, imagenet, device_crops=CROPS[crops])
     out.mkdir(parents=True, exist_ok=True)
     try:
         with join(device) as world:

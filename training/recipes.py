@@ -9,6 +9,7 @@ from training.config import CropSize, OptimConfig, TrainConfig
 from training.data.crops import CropConfig
 from training.data.dataset import DataConfig
 from training.data.photometric import PhotometricConfig
+from training.data.rotation import RotationConfig
 from training.models.losses import LossConfig
 from training.models.matching import MatchConfig
 
@@ -62,9 +63,53 @@ def scratch_cpu() -> TrainConfig:
     )
 
 
+def scratch_cpu_large() -> TrainConfig:
+    """`scratch_cpu` with larger crops at a constant rate: to go on from its weights, before another recipe's decay."""
+    base = scratch_cpu()
+    return replace(
+        base,
+        recipe="scratch-cpu-large",
+        data=replace(base.data, crops=CropConfig(whole_range=(0.75, 2.0))),
+        optim=replace(base.optim, warmup_steps=100, decay=0.01),
+        sizes=(CropSize(256, 14, 0.4), CropSize(384, 7, 0.3), CropSize(512, 4, 0.3)),
+        epochs=10.0,
+    )
+
+
+def asfd() -> TrainConfig:
+    """The project's own, for a GPU: `scratch` with what ablations found better (docs/accuracy.md).
+
+    Quality focal loss and DIoU, and a mix of crops in which whole photos, squares of them, and single faces all occur.
+    """
+    base = scratch()
+    return replace(
+        base,
+        recipe="asfd",
+        loss=replace(base.loss, cls="quality_focal", box="diou"),
+        data=replace(base.data, crops=CropConfig(face=0.35, ssd=0.2, square=0.15, whole_range=(0.75, 1.6))),
+        rotation=RotationConfig(share=0.15, degrees=25.0),
+        sizes=(CropSize(512, 32, 0.5), CropSize(640, 20, 0.5)),
+    )
+
+
+def asfd_cpu() -> TrainConfig:
+    """`asfd` for two CPU cores, going on from trained weights (`--init`): a rate that falls to zero from the start."""
+    base = asfd()
+    return replace(
+        base,
+        recipe="asfd-cpu",
+        optim=replace(base.optim, lr=1.0e-3, warmup_steps=50, decay=1.0, ema=0.997),
+        sizes=(CropSize(320, 8, 0.4), CropSize(512, 3, 0.35), CropSize(640, 2, 0.25)),
+        epochs=1.4,
+    )
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "paper": paper,
     "paper-adamw": paper_adamw,
     "scratch": scratch,
     "scratch-cpu": scratch_cpu,
+    "scratch-cpu-large": scratch_cpu_large,
+    "asfd": asfd,
+    "asfd-cpu": asfd_cpu,
 }

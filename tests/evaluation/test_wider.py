@@ -374,3 +374,15 @@ def test_it_agrees_with_the_literal_procedure(seed: int, photos: int, decimals: 
     report = evaluate(detections, annotations)
     for iou in (0.5, 0.75, 0.95):
         assert report.ap_by_iou[f"{iou:.2f}"] == pytest.approx(literal_ap(detections, annotations, iou), abs=1e-12)
+
+
+def test_the_best_threshold_has_the_highest_f1() -> None:
+    photos = [photo("a", A, B, C), photo("none")]
+    detections = {"a": found((*A, 0.9), (*B, 0.6), (*NOWHERE, 0.5), (*C, 0.4)), "none": found((*A, 0.3))}
+    best = evaluate(detections, photos).best
+    assert best is not None
+    # At 0.6: two of two right, two of three found. At 0.4: three of four right, all found, which is better.
+    assert (best.score, best.precision, best.recall) == (0.4, 0.75, 1.0)
+    assert best.f1 == pytest.approx(6 / 7)
+    assert evaluate({}, photos).best is None
+    assert evaluate({"a": found((*NOWHERE, 0.9))}, photos).best is None

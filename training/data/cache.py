@@ -35,11 +35,26 @@ class PictureCache:
         return len(self._shapes)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        height, width = self.shape(index)
+        start = int(self._offsets[index])
+        return self.flat[start : start + height * width * 3].reshape(height, width, 3)
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Height and width of a picture, known without touching its pixels."""
+        height, width = self._shapes[index]
+        return int(height), int(width)
+
+    @property
+    def flat(self) -> NDArray[np.uint8]:
+        """All pictures one after another, rows of RGB: uint8 [bytes], the file's memory map."""
         if self._map is None:  # opened by each worker for itself
             self._map = np.memmap(self._path, dtype=np.uint8, mode="r")
-        height, width = (int(v) for v in self._shapes[index])
-        start = int(self._offsets[index])
-        return self._map[start : start + height * width * 3].reshape(height, width, 3)
+        return self._map
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each picture begins in `flat`, in bytes: int64 [pictures]."""
+        return self._offsets
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_map": None}
@@ -52,6 +67,9 @@ def build_cache(pictures: Sequence[Path], folder: Path, threads: int = 2) -> Pic
     data, index = folder / f"{key}.rgb", folder / f"{key}.npz"
     if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("*.*.tmp"):  # gigabytes, of a build that was killed
+            if abandoned(left.stem.rpartition(".")[2]):
+                left.unlink(missing_ok=True)
         shapes = _write_pixels(pictures, data, threads)
         partial = folder / f"{key}.{os.getpid()}.npz"
         np.savez(partial, shapes=np.array(shapes, dtype=np.int64).reshape(-1, 2))
@@ -61,6 +79,19 @@ def build_cache(pictures: Sequence[Path], folder: Path, threads: int = 2) -> Pic
     sizes = shapes_array.prod(axis=1) * 3
     offsets = np.concatenate(([0], np.cumsum(sizes)))[:-1].astype(np.int64)
     return PictureCache(data, shapes_array, offsets)
+
+
+def abandoned(process: str) -> bool:
+    """Whether a partial file that has this process id in its name is nobody's any more: that process is gone, or us."""
+    if not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return int(process) == os.getpid()
 
 
 def _write_pixels(pictures: Sequence[Path], data: Path, threads: int) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.data.cache import abandoned
 from training.models.anchors import AnchorConfig
 from training.models.detector import Detector, DetectorConfig, build_detector
 
@@ -20,6 +21,13 @@ def save(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     torch.save(content, partial)
     partial.replace(path)
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what writes that were cut off have left in `folder`; those of processes that still live stay."""
+    for partial in folder.glob(".*.pt.*"):
+        if abandoned(partial.suffix[1:]):
+            partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from tqdm import tqdm
 
 from training.config import TrainConfig
 from training.data.dataset import CropDataset, StreamSampler, collate
+from training.data.device_crops import device_batches, pictures_on
 from training.data.photometric import augment
+from training.data.rotation import rotate
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.optim import Ema, build_optimizer, learning_rate
+from training.engine.warm_start import start_from
 from training.models.detector import Detector, build_detector, normalize
 from training.models.losses import Targets, detection_loss
 
@@ -41,7 +44,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """out: the run's folder; workers: loader processes; save_every and validate_every in steps (0: only at the end)."""
+    """out: the run's folder; workers: loader processes; save_every and validate_every in steps (0: only at the end).
+
+    init: a checkpoint or exported file to start from, without its head unless keep_head.
+    device_crops: cut crops on the device instead of in loader processes; None: on a GPU that has room for the pictures.
+    """
 
     out: Path
     workers: int = 1
@@ -50,6 +57,8 @@ class RunOptions:
     compile: bool = False
     init: Path | None = None
     imagenet: Path | None = None
+    keep_head: bool = True
+    device_crops: bool | None = None
 
 
 def steps_for(config: TrainConfig, photos: int, ranks: int) -> int:
@@ -66,29 +75,29 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     """
     torch.manual_seed(config.seed)
     device = world.device
-    model = _on(build_detector(config.model), device)
+    model = on_device(build_detector(config.model), device)
     if options.imagenet:
         model.backbone.load_imagenet(options.imagenet)
-    if options.init:
-        model.load_state_dict(checkpoint.load_detector(options.init)[0].state_dict())
+    last = options.out / LAST
+    if world.main:
+        checkpoint.remove_partials(options.out)
+    stages: list[dict[str, Any]] = []
+    if options.init and not last.is_file():
+        stages = start_from(options.init, model, config.model, _some_crops(config, data, device), options.keep_head)
     optimizer = build_optimizer(model, config.optim)
     ema, progress = Ema(model, config.optim.ema), Progress()
-    last = options.out / LAST
     if last.is_file():
-        progress = _restore(checkpoint.load(last), model, optimizer, ema)
+        content = checkpoint.load(last)
+        progress, stages = _restore(content, model, optimizer, ema), content.get("stages", [])
     steps = steps_for(config, len(data), world.size)
-    network: nn.Module = model
-    if world.size > 1:
-        if device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        network = DistributedDataParallel(model)
+    network = parallel(model, world)
     if options.compile:
         network.compile(dynamic=False)
     writer = SummaryWriter(str(options.out)) if world.main else None
 
     def store(name: str) -> None:
         if world.main:
-            checkpoint.save(options.out / name, _state(config, model, optimizer, ema, progress, steps))
+            checkpoint.save(options.out / name, _state(config, model, optimizer, ema, progress, steps, stages))
 
     def check() -> None:
         scores = validate(_averaged(config, ema, device)) if world.main else {}
@@ -104,13 +113,13 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
 
     bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not world.main, mininterval=2.0)
     try:
-        for images, targets in _batches(config, data, options, world, progress.step, steps):
+        for images, targets in batches(config, data, options, world, progress.step, steps):
             began = time.monotonic()
             rate = learning_rate(progress.step, steps, config.optim)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step * 131 + world.rank)
-            terms = _step(network, optimizer, config, images, targets, generator, device)
+            terms = train_step(network, optimizer, config, images, targets, generator, device)
             ema.update(model)
             progress.step += 1
             progress.images += len(images) * world.size
@@ -138,7 +147,7 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     return progress
 
 
-def _step(
+def train_step(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
@@ -146,29 +155,44 @@ def _step(
     targets: list[Targets],
     generator: torch.Generator,
     device: torch.device,
+    done: Callable[[str], None] = lambda _part: None,
 ) -> dict[str, Tensor]:
-    """One optimiser step. Returns loss terms and the gradient's norm before clipping, as tensors on the device."""
+    """One optimiser step. Returns loss terms and the gradient's norm before clipping, as tensors on the device.
+
+    done: called with the name of each part of the step once it has been issued.
+    """
     network.train()
     images = images.to(device, non_blocking=True)
     targets = [Targets(t.faces.to(device, non_blocking=True), t.ignored.to(device, non_blocking=True)) for t in targets]
+    images, targets = rotate(images, targets, config.rotation, generator)
     x = normalize(augment(images, config.photometric, generator)).contiguous(memory_format=torch.channels_last)
+    done("augmentation")
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         output = network(x)
+    done("forward")
     losses = detection_loss(output, targets, config.loss)
+    done("matching and loss")
     torch.autograd.backward(losses.cls + losses.box)
+    done("backward")
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
     # A step whose gradient overflowed would poison weights and average for good.
     if torch.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    done("optimiser")
     return {"cls": losses.cls.detach(), "box": losses.box.detach(), "grad": norm, "positives": losses.positives}
 
 
-def _batches(
+def batches(
     config: TrainConfig, data: CropDataset, options: RunOptions, world: World, start: int, stop: int
-) -> Iterator[tuple[Tensor, list[Targets]]]:
+) -> Generator[tuple[Tensor, list[Targets]], None, None]:
+    """Crops and targets of steps `start` to `stop`: uint8 [N, 3, S, S], the same crops however they are cut."""
     sizes = [(s.side, s.batch, s.share) for s in config.sizes]
     sampler = StreamSampler(data.weights(), sizes, config.seed, start, stop, world.rank)
+    pictures = pictures_on(world.device, data.cache, options.device_crops)
+    if pictures is not None:
+        yield from device_batches(data, sampler, pictures)
+        return
     loader: DataLoader[Any] = DataLoader(
         data,
         batch_sampler=sampler,
@@ -180,7 +204,7 @@ def _batches(
     yield from loader
 
 
-def _on(model: Detector, device: torch.device) -> Detector:
+def on_device(model: Detector, device: torch.device) -> Detector:
     """The model on its device; convolutions are faster with channels last, on CPUs and GPUs alike."""
     model.to(device)
     for parameter in model.parameters():
@@ -189,15 +213,37 @@ def _on(model: Detector, device: torch.device) -> Detector:
     return model
 
 
+def parallel(model: Detector, world: World) -> nn.Module:
+    """The model as all processes train it: gradients are averaged, and on GPUs statistics of the norms are shared."""
+    if world.size == 1:
+        return model
+    if world.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # in place
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            # 1x1 kernels pass for channels last with other strides than their gradients', of which DDP complains.
+            parameter.data = torch.empty_like(parameter.data, memory_format=torch.channels_last).copy_(parameter.data)
+    return DistributedDataParallel(model)
+
+
+def _some_crops(config: TrainConfig, data: CropDataset, device: torch.device) -> Iterator[Tensor]:
+    """A few batches as the network takes them, to measure norms on."""
+    side = max(s.side for s in config.sizes)
+    for keys in StreamSampler(data.weights(), [(side, 8, 1.0)], config.seed, 0, 12):
+        images = collate([data[key] for key in keys])[0].to(device)
+        yield normalize(images).contiguous(memory_format=torch.channels_last)
+
+
 def _averaged(config: TrainConfig, ema: Ema, device: torch.device) -> Detector:
-    model = _on(build_detector(config.model), device)
+    model = on_device(build_detector(config.model), device)
     model.load_state_dict(ema.state)
     return model.eval()
 
 
 def _state(
-    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, progress: Progress, steps: int
-) -> dict[str, Any]:
+    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, progress: Progress, steps: int,
+    stages: list[dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
     return {
         "config": checkpoint.as_plain(config),
         "model": model.state_dict(),
@@ -205,6 +251,7 @@ def _state(
         "ema": ema.state,
         "ema_updates": ema.updates,
         "progress": checkpoint.as_plain(progress),
+        "stages": stages,
         "steps": steps,
     }
 

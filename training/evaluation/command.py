@@ -57,6 +57,12 @@ def evaluate_command(
                 report = evaluate(run.found, photos, photo_sizes=run.sizes)
                 milliseconds = 1000 * statistics.median(run.wall_seconds)
                 typer.echo(table_row(one, report, milliseconds))
+                if report.best is not None:
+                    best = report.best
+                    typer.echo(
+                        f"  best F1 {best.f1:.4f} at score {best.score:.2f}: precision {best.precision:.4f}, "
+                        f"recall {best.recall:.4f}"
+                    )
                 row = {"source": one.name, "long_side": side, "ms": milliseconds, **asdict(report)}
                 if subsets:
                     row["official"] = official_scores(run, subsets)

@@ -88,12 +88,23 @@ class Score:
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """What a detector does when detections under `score` are dropped."""
+
+    score: float
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
 class Report:
     """The outcome of `evaluate`; every AP and recall lies in 0..1.
 
     ap50: AP at IoU 0.5; ap: mean AP over IoU 0.50:0.05:0.95; recall50: recall at IoU 0.5 with every detection taken;
     ap50_strict: AP at IoU 0.5 that punishes false positives on photos without a face too; ap_by_iou: AP at every IoU
-    taken; by_size: one `Score` a bucket, empty where the photos' sizes were not given.
+    taken; by_size: one `Score` a bucket, empty where the photos' sizes were not given; best: the threshold of the
+    highest F1 at IoU 0.5, photos without a face counted.
     """
 
     photos: int
@@ -106,6 +117,7 @@ class Report:
     ap50_strict: float
     ap_by_iou: dict[str, float]
     by_size: dict[str, Score] = field(default_factory=dict)
+    best: OperatingPoint | None = None
     protocol: str = PROTOCOL
 
     def to_json(self) -> str:
@@ -216,6 +228,7 @@ def evaluate(
         ap50_strict=_strict_average_precision(matches, ignore, 0.5),
         ap_by_iou=by_iou,
         by_size=by_size,
+        best=_best_point(matches, ignore, 0.5),
     )
 
 
@@ -322,18 +335,28 @@ def _average_precision_at(
     return average_precision(hits / faces, precision)
 
 
-def _strict_average_precision(matches: _Matches, ignore: NDArray[np.bool_], iou: float) -> float:
-    faces = int((~ignore).sum())
-    if not faces or not matches.scores.size:
-        return 0.0
+def _curve(matches: _Matches, ignore: NDArray[np.bool_], iou: float) -> tuple[Floats, Floats, Floats]:
+    """Every score as a threshold, all photos counted: (score, recall, precision), falling scores; empty without any."""
     hit, proposal = _outcomes(matches, ignore, iou)
     order = np.argsort(-matches.scores[proposal], kind="stable")
     scores, hits = matches.scores[proposal][order], np.cumsum(hit[proposal][order])
-    if not scores.size:
-        return 0.0
     # Equal scores enter together: read the curve at the last of each.
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-    return average_precision(hits[last] / faces, hits[last] / (last + 1))
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if scores.size else np.zeros(0, dtype=np.int64)
+    return scores[last], hits[last] / max(int((~ignore).sum()), 1), hits[last] / (last + 1)
+
+
+def _strict_average_precision(matches: _Matches, ignore: NDArray[np.bool_], iou: float) -> float:
+    _, recall, precision = _curve(matches, ignore, iou)
+    return average_precision(recall, precision) if recall.size else 0.0
+
+
+def _best_point(matches: _Matches, ignore: NDArray[np.bool_], iou: float) -> OperatingPoint | None:
+    scores, recall, precision = _curve(matches, ignore, iou)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    if not f1.size or not f1.max() > 0:
+        return None
+    at = int(f1.argmax())
+    return OperatingPoint(float(scores[at]), float(precision[at]), float(recall[at]), float(f1[at]))
 
 
 def _recall_at(matches: _Matches, ignore: NDArray[np.bool_], iou: float) -> float:

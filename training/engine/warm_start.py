@@ -1,0 +1,226 @@
+"""Start a training run from the weights of another: a checkpoint, or a member that was shipped as ONNX.
+
+Export folds every batch norm into the convolution before it. Here the norms are put back: the folded weights become
+the convolution's, and each norm gets the statistics that the convolution's output has on real pictures, with the scale
+and shift that undo them. In eval mode the detector then computes what the file computes; in training mode it goes on
+with norms that fit its weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from service.repository.manifest import MANIFEST_NAME
+from service.repository.store import RepositoryError, load_manifest
+from training.engine import checkpoint
+from training.models.detector import Detector, DetectorConfig, build_detector
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One use of a convolution in a forward pass, and the norm that its output went through, if any."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d | None
+
+
+def start_from(
+    path: Path, model: Detector, config: DetectorConfig, pictures: Iterable[Tensor], keep_head: bool = True
+) -> list[dict[str, Any]]:
+    """Give `model`, built from `config`, the weights in `path`: a checkpoint's average, or an exported `.onnx` file.
+
+    keep_head: False leaves the head as it is, and the file's may then be of another kind. pictures: as in
+    `load_exported`. Returns the training that the weights have had: stages as `stage` describes them, oldest first.
+    Raises FileNotFoundError, and ValueError where the weights are not of this architecture.
+    """
+    if path.suffix == ".onnx":
+        plain = config if keep_head else dataclasses.replace(config, head_norm="batch", iou_branch=False)
+        source = build_detector(plain).to(next(model.parameters()).device)
+        load_exported(source, path, pictures)
+        past = _stages_of_member(path)
+    else:
+        source, content = checkpoint.load_detector(path)
+        done = content.get("progress", {})
+        name = content["config"].get("recipe", "unknown")
+        past = [*content.get("stages", []), stage(name, done.get("images", 0), done.get("seconds", 0.0))]
+    state = {k: v for k, v in source.state_dict().items() if keep_head or not k.startswith("head.")}
+    try:
+        model.load_state_dict({**model.state_dict(), **state})
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds another architecture: {str(error).splitlines()[-1].strip()}") from error
+    return past
+
+
+def stage(recipe: str, images: int, seconds: float) -> dict[str, Any]:
+    """One stage of training: which recipe, how many crops were seen, how long the steps took."""
+    return {"recipe": recipe, "images": images, "seconds": seconds}
+
+
+def _stages_of_member(path: Path) -> list[dict[str, Any]]:
+    """What the manifest beside an exported file tells of its training; nothing where there is none."""
+    try:
+        made = load_manifest(path.parent / MANIFEST_NAME).provenance
+    except RepositoryError:
+        return []
+    if made.stages:
+        return [stage(s.recipe, s.images, s.hours * 3600) for s in made.stages]
+    return [stage(made.recipe, made.images_seen, made.train_hours * 3600)]
+
+
+def load_exported(detector: Detector, path: Path, pictures: Iterable[Tensor]) -> None:
+    """Give `detector` the weights of an exported file of the same architecture, in place.
+
+    pictures: batches float [N, 3, H, W], normalised, over which the statistics of the norms are measured.
+    Raises FileNotFoundError, and ValueError where the file is not a full-precision export of this architecture.
+    """
+    folded = _read_convolutions(path)
+    was_training = detector.training
+    detector.eval()
+    try:
+        calls = _record(detector)
+        _check(calls, folded, path)
+        with torch.no_grad():
+            scales = _assign(calls, folded)
+            _calibrate(detector, scales, pictures)
+    finally:
+        detector.train(was_training)
+
+
+def _read_convolutions(path: Path) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of every Conv of an ONNX graph, in the order of execution."""
+    import onnx
+    from onnx import numpy_helper
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    try:
+        graph = onnx.load(str(path)).graph
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as ONNX: {error}") from error
+    stored: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        # Large weights are stored as float16 behind a Cast.
+        if node.op_type in ("Cast", "Identity") and node.input[0] in stored:
+            stored[node.output[0]] = stored[node.input[0]]
+    found = []
+    for node in graph.node:
+        if node.op_type != "Conv":
+            continue
+        tensors = [stored[name] for name in node.input[1:] if name in stored]
+        if len(tensors) < len(node.input) - 1:
+            raise ValueError(f"{path} holds quantised weights; start from the member's full-precision file")
+        values = [torch.from_numpy(numpy_helper.to_array(tensor).astype("float32")) for tensor in tensors]
+        found.append((values[0], values[1] if len(values) > 1 else None))
+    return found
+
+
+def _record(detector: Detector) -> list[_Call]:
+    """Every use of a convolution in one forward pass, in order, found by hooks on a blank picture."""
+    uses: list[tuple[nn.Conv2d, Tensor]] = []
+    norms: dict[int, nn.BatchNorm2d] = {}
+
+    def used(module: nn.Module, _args: Any, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        uses.append((module, output))  # held, so that no later tensor takes its identity
+
+    def normed(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        norms[id(args[0])] = module
+
+    handles = [m.register_forward_hook(used) for m in detector.modules() if isinstance(m, nn.Conv2d)]
+    handles += [m.register_forward_pre_hook(normed) for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
+    try:
+        with torch.no_grad():
+            detector(torch.zeros(1, 3, 128, 128, device=next(detector.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_Call(conv, norms.get(id(output))) for conv, output in uses]
+
+
+def _check(calls: list[_Call], folded: list[tuple[Tensor, Tensor | None]], path: Path) -> None:
+    if len(calls) != len(folded):
+        raise ValueError(
+            f"{path} has {len(folded)} convolutions where this detector has {len(calls)}: another architecture"
+        )
+    for number, (call, (weight, bias)) in enumerate(zip(calls, folded, strict=True)):
+        if weight.shape != call.conv.weight.shape or bias is None:
+            raise ValueError(
+                f"{path}: convolution {number} has weights {tuple(weight.shape)} where this detector has "
+                f"{tuple(call.conv.weight.shape)}: another architecture, or norms that were not folded"
+            )
+
+
+def _assign(
+    calls: list[_Call], folded: list[tuple[Tensor, Tensor | None]]
+) -> dict[nn.BatchNorm2d, tuple[Tensor, Tensor]]:
+    """Set convolutions, and norms to pass their input through; return each norm's (scale, shift).
+
+    A convolution that several levels share was folded once a level: the first becomes its weight, and the others
+    differ from it by a factor a channel, which is their norm's scale.
+    """
+    first: dict[nn.Conv2d, Tensor] = {}
+    scales: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]] = {}
+    for call, (weight, bias) in zip(calls, folded, strict=True):
+        assert bias is not None
+        if call.conv not in first:
+            first[call.conv] = weight
+            call.conv.weight.copy_(weight)
+            if call.conv.bias is not None:
+                call.conv.bias.copy_(bias)
+        if call.norm is None:
+            continue
+        base = first[call.conv].flatten(1)
+        scale = (weight.flatten(1) * base).sum(dim=1) / base.square().sum(dim=1).clamp(min=1e-12)
+        device = call.conv.weight.device
+        scales[call.norm] = (scale.to(device), bias.to(device))
+        _set_norm(call.norm, torch.zeros_like(scale), torch.ones_like(scale), scale, bias)
+    return scales
+
+
+def _set_norm(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """Make the norm compute scale * x + shift while it holds these statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    norm.weight.copy_(scale * torch.sqrt(variance + norm.eps))
+    norm.bias.copy_(shift + scale * mean)
+
+
+def _calibrate(
+    detector: Detector, scales: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]], pictures: Iterable[Tensor]
+) -> None:
+    """Measure what flows into each norm, then give the norm those statistics without changing what it computes."""
+    sums: dict[nn.Module, tuple[float, Tensor, Tensor]] = {}
+
+    def seen(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].double()
+        count, total, squares = sums.get(module, (0.0, torch.zeros((), dtype=x.dtype), torch.zeros((), dtype=x.dtype)))
+        sums[module] = (
+            count + x.numel() / x.shape[1],
+            total.to(x.device) + x.sum(dim=(0, 2, 3)),
+            squares.to(x.device) + x.square().sum(dim=(0, 2, 3)),
+        )
+
+    handles = [norm.register_forward_pre_hook(seen) for norm in scales]
+    try:
+        for batch in pictures:
+            detector(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for norm, (scale, shift) in scales.items():
+        if norm not in sums:
+            raise ValueError("no picture was given to measure the norms' statistics on")
+        count, total, squares = sums[norm]
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=1e-6)
+        _set_norm(norm, mean.float(), variance.float(), scale, shift)
