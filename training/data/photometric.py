@@ -29,14 +29,18 @@ class PhotometricConfig:
 
 
 def augment(images: Tensor, config: PhotometricConfig, generator: Generator) -> Tensor:
-    """images: uint8 [N, 3, H, W] -> float32 [N, 3, H, W] in 0..255. The generator lives on the CPU."""
+    """images: uint8 [N, 3, H, W] -> float32 [N, 3, H, W] in 0..255. The generator lives on the CPU.
+
+    What is drawn a picture comes from it, so that no device has to be waited for; noise is drawn on the device.
+    """
 
     def uniform(half_width: float, channels: int = 1) -> Tensor:
         drawn = torch.rand(len(images), channels, 1, 1, generator=generator) * 2 - 1
         return (1 + drawn * half_width).to(images.device)
 
     def chosen(share: float) -> Tensor:
-        return (torch.rand(len(images), generator=generator) < share).to(images.device)
+        """Indices of the pictures drawn."""
+        return (torch.rand(len(images), generator=generator) < share).nonzero().flatten().to(images.device)
 
     x = images.float() * uniform(config.brightness) * uniform(config.tint, 3)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
@@ -46,18 +50,26 @@ def augment(images: Tensor, config: PhotometricConfig, generator: Generator) -> 
     saturation[chosen(config.gray)] = 0.0
     x = luma + (x - luma) * saturation
     blurred = chosen(config.blur)
-    if blurred.any():
+    if len(blurred):
         x[blurred] = F.avg_pool2d(F.pad(x[blurred], (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     noisy = chosen(config.noise)
-    if noisy.any():
+    if len(noisy):
         part = x[noisy]
-        x[noisy] = part + torch.randn(part.shape, generator=generator).to(x.device) * 8
+        x[noisy] = part + torch.randn(part.shape, generator=_on(x.device, generator), device=x.device) * 8
     x = x.clamp(0, 255)
     if not config.jpeg:
         return x
     encoded = chosen(config.jpeg)
     low, high = config.jpeg_quality
     quality = low + (high - low) * torch.rand(len(images), generator=generator).to(images.device)
-    if encoded.any():
+    if len(encoded):
         x[encoded] = compress(x[encoded], quality[encoded])
     return x
+
+
+def _on(device: torch.device, generator: Generator) -> Generator:
+    """The generator itself on the CPU; elsewhere one of that device, seeded from it."""
+    if device.type == "cpu":
+        return generator
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    return torch.Generator(device).manual_seed(seed)

@@ -46,20 +46,19 @@ def match(anchors: Tensor, faces: Tensor, ignored: Tensor, config: MatchConfig) 
     best, where = iou.topk(min(config.best, iou.shape[0]), dim=0)
     face = torch.arange(len(faces), device=anchors.device).expand_as(where).reshape(-1)
     best, where = best.reshape(-1), where.reshape(-1)
-    order = torch.argsort(best, stable=True)
-    order = order[best[order] > 0]
     # Later writes win, so the pairs are written from the weakest overlap to the strongest.
-    return _write_in_order(result, where[order], face[order])
+    order = torch.argsort(best, stable=True)
+    return _write_in_order(result, where[order], face[order], best[order] > 0)
 
 
-def _write_in_order(target: Tensor, positions: Tensor, values: Tensor) -> Tensor:
-    """target[positions[k]] = values[k] for k = 0, 1, ...: the last write of a position wins, on every device."""
-    rank = torch.arange(len(positions), device=target.device)
+def _write_in_order(target: Tensor, positions: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
+    """target[positions[k]] = values[k] for each wanted k = 0, 1, ...: the last write of a position wins.
+
+    The same on every device, and without a choice that a GPU would have to be waited for.
+    """
+    rank = torch.where(wanted, torch.arange(len(positions), device=target.device), -1)
     last = torch.full_like(target, -1).scatter_reduce_(0, positions, rank, "amax", include_self=True)
-    written = last >= 0
-    out = target.clone()
-    out[written] = values[last[written]]
-    return out
+    return torch.where(last >= 0, values[last.clamp(min=0)], target)
 
 
 def share_inside(anchors: Tensor, regions: Tensor) -> Tensor:
