@@ -19,9 +19,19 @@ CONFIG = DetectorConfig(channels=16)
 
 @pytest.fixture(scope="session")
 def detector(crowd: npt.NDArray[np.uint8]) -> Detector:
+    return lively(CONFIG, crowd)
+
+
+@pytest.fixture(scope="session")
+def quality_detector(crowd: npt.NDArray[np.uint8]) -> Detector:
+    """The same with a head that predicts each box's IoU."""
+    return lively(dataclasses.replace(CONFIG, iou_branch=True), crowd)
+
+
+def lively(config: DetectorConfig, crowd: npt.NDArray[np.uint8]) -> Detector:
     """Random weights; norms see the crowd once, and the predictors are scaled so that scores spread over 0..1."""
     torch.manual_seed(7)
-    built = build_detector(CONFIG)
+    built = build_detector(config)
     pixels = torch.from_numpy(np.ascontiguousarray(crowd[:512, :512])).permute(2, 0, 1)[None]
     with torch.no_grad():
         built.train()
@@ -33,6 +43,8 @@ def detector(crowd: npt.NDArray[np.uint8]) -> Detector:
         torch.nn.init.normal_(built.head.box_deltas.weight, std=0.05)
         assert built.head.cls_logits.bias is not None
         torch.nn.init.constant_(built.head.cls_logits.bias, -2.0)
+        if built.head.box_quality is not None:
+            torch.nn.init.normal_(built.head.box_quality.weight, std=0.2)
     return built.eval()
 
 

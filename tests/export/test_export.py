@@ -39,8 +39,12 @@ def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.mark.parametrize("kind", ["detector", "quality_detector"])
 @pytest.mark.parametrize("nms", ["onnx", "plain"])
-def test_parity_at_several_sizes_and_in_a_batch(nms: str, detector: Detector, crowd: Pixels, tmp_path: Path) -> None:
+def test_parity_at_several_sizes_and_in_a_batch(
+    nms: str, kind: str, crowd: Pixels, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    detector: Detector = request.getfixturevalue(kind)
     path = tmp_path / "graph.onnx"
     save_onnx(export_onnx(detector, Thresholds(), nms, half=False), path)
     engine = OnnxCpuEngine("tiny", path)

@@ -184,6 +184,39 @@ def test_commands_refuse_nonsense_in_a_sentence(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_a_folder_belongs_to_one_run(photos: CropDataset, tmp_path: Path) -> None:
+    options = RunOptions(tmp_path, workers=0, save_every=0)
+    train(config(1), photos, options, WORLD, no_validation)
+    train(config(2), photos, options, WORLD, no_validation)  # another length is the same run
+    assert checkpoint.load(tmp_path / "last.pt")["stages"] == []
+    for other in (
+        dataclasses.replace(config(2), recipe="other"),
+        dataclasses.replace(config(2), model=DetectorConfig(channels=16)),
+        dataclasses.replace(config(2), seed=5),
+    ):
+        with pytest.raises(ValueError, match="name another --out"):
+            train(other, photos, options, WORLD, no_validation)
+
+
+def test_stages_survive_a_resume(photos: CropDataset, tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    train(config(1), photos, RunOptions(first, workers=0), WORLD, no_validation)
+    options = RunOptions(second, workers=0, init=first / "last.pt")
+    for epochs in (1, 2):
+        train(config(epochs), photos, options, WORLD, no_validation)
+        stages = checkpoint.load(second / "last.pt")["stages"]
+        assert [(s["recipe"], s["images"]) for s in stages] == [("test", 8)]
+
+
+def test_starting_weights_are_refused_in_a_sentence(tiny_wider: Path, tmp_path: Path) -> None:
+    for name, sentence in (("absent.onnx", "absent.onnx"), ("models/d0/d0-int8.onnx", "full-precision")):
+        done = run_cli("train", "--data", str(tiny_wider), "--out", str(tmp_path / "o"), "--cache", str(tmp_path / "c"),
+                       "--init", name, "--workers", "0", "--device", "cpu")  # fmt: skip
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_describe_prints_d0() -> None:
     described = json.loads(run_cli("describe", "d0").stdout)
     assert described["backbone"] == "resnet18"

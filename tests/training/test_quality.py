@@ -59,6 +59,19 @@ def test_varifocal_by_hand() -> None:
     assert losses.cls.item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_varifocal_has_the_gradient_of_its_weight_too() -> None:
+    logits = torch.tensor([[0.0, -3.0]], requires_grad=True)
+    deltas = torch.zeros(1, 2, 4)
+    found = Output(logits, deltas, ANCHORS, (2,))
+    losses = detection_loss(found, [Targets(FACE, boxes())], LossConfig(cls="varifocal"))
+    torch.autograd.backward(losses.cls)
+    p = torch.tensor(-3.0).sigmoid().item()
+    # d/dx of 0.75 p^2 softplus(x)
+    expected = 0.75 * (2 * p * p * (1 - p) * math.log1p(math.exp(-3.0)) + p**3)
+    assert logits.grad is not None
+    assert logits.grad[0, 1].item() == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["giou", "diou"])
 def test_overlap_losses_by_hand(kind: Literal["giou", "diou"]) -> None:
     half = boxes((0, 0, 10, 5))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from export.member import save_onnx
 from export.onnx_graph import export_onnx
+from export.verify import parity
+from service.engines.base import Detections
+from service.engines.ort import OnnxCpuEngine
 from service.repository.manifest import Thresholds
 from service.repository.store import load_manifest
 from training.engine import checkpoint
 from training.engine.warm_start import load_exported, stage, start_from
 from training.models import Detector, DetectorConfig, build_detector
+from training.models.detector import normalize
+from training.models.postprocess import PostprocessConfig, postprocess
 
 CONFIG = DetectorConfig(channels=16)
 ROOT = Path(__file__).parents[2]
@@ -121,7 +127,7 @@ def test_a_start_without_the_head_leaves_the_head(source: Detector, exported: Pa
         model = build_detector(config)
         before = {k: v.clone() for k, v in model.head.state_dict().items()}
         past = start_from(path, model, config, pictures(), keep_head=False)
-        assert past == ([] if path == exported else [*earlier, stage("second", 20, 3.0)])
+        assert past == ([stage("unknown", 0, 0.0)] if path == exported else [*earlier, stage("second", 20, 3.0)])
         assert all(torch.equal(before[k], v) for k, v in model.head.state_dict().items())
         other = build_detector(config).backbone.conv1.weight
         assert not torch.allclose(model.backbone.conv1.weight, other)
@@ -129,12 +135,21 @@ def test_a_start_without_the_head_leaves_the_head(source: Detector, exported: Pa
         with torch.no_grad():
             ours, theirs = (d.eval().neck(d.eval().backbone(x)) for d in (model, source))
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-3, atol=1e-3)
-    with pytest.raises(ValueError, match=r"c\.pt holds another architecture"):
-        start_from(saved, build_detector(config), config, pictures())
+    for other in (config, DetectorConfig(channels=16, head_convs=2), DetectorConfig(channels=16, iou_branch=True)):
+        with pytest.raises(ValueError, match=r"c\.pt holds another architecture"):
+            start_from(saved, build_detector(other), other, pictures())
 
 
-def test_a_member_tells_what_training_it_has_had() -> None:
+def test_a_shipped_member_goes_on_from_where_it_was(astronaut: np.ndarray) -> None:
     model = build_detector(DetectorConfig())
     past = start_from(ROOT / "models" / "d0" / "d0.onnx", model, DetectorConfig(), pictures())
     manifest = load_manifest(ROOT / "models" / "d0" / "manifest.json").provenance
     assert sum(one["images"] for one in past) == manifest.images_seen
+    picture = np.ascontiguousarray(astronaut[:320, :320])
+    with torch.no_grad():
+        output = model.eval()(normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]))
+    boxes, scores = postprocess(output, 320, 320, PostprocessConfig())[0]
+    served = OnnxCpuEngine("d0", ROOT / "models" / "d0" / "d0.onnx").run(picture[None])[0]
+    result = parity(served, Detections(boxes.numpy(), scores.numpy()))
+    assert result.compared >= 1
+    assert result.unmatched == 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
+from service.profiling import hardware_name
+from service.repository.store import sha256_of
 from training.ablation.changes import BASE, Change, changes
-from training.ablation.table import Budget, Result, Table, markdown
-from training.config import CropSize, TrainConfig
+from training.ablation.table import Budget, Table, markdown
+from training.evaluation.command import write_json
+from training.evaluation.sheets import write_bytes
 
 # Kinds of photos in the data that this project was developed on; on other data, --without names the folders.
 KINDS = {
@@ -23,20 +25,6 @@ KINDS = {
     "web": ("webfaces", "rbnr"),
     "negatives": ("negatives",),
 }
-
-
-def budgeted(config: TrainConfig, side: int, batch: int, images: int, photos: int) -> TrainConfig:
-    """`config` cut down to `images` crops: one crop size, warm-up over a tenth of the steps.
-
-    SGD's rate is per 32 pictures in the paper; it follows the batch by the square root, which few steps need more than
-    the linear rule gives.
-    """
-    steps = max(1, images // batch)
-    rate = config.optim.lr * (batch / 32) ** 0.5 if config.optim.name == "sgd" else config.optim.lr
-    optim = replace(
-        config.optim, lr=rate, warmup_steps=min(config.optim.warmup_steps, steps // 10), ema=min(config.optim.ema, 0.99)
-    )
-    return replace(config, sizes=(CropSize(side, batch),), epochs=images / photos, optim=optim)
 
 
 def ablate_command(
@@ -51,7 +39,7 @@ def ablate_command(
     base: Annotated[str, typer.Option(help="The recipe that rows change.")] = "paper",
     member: Annotated[str, typer.Option(help="d0, d1 or d2.")] = "d0",
     images: Annotated[int, typer.Option(min=1, help="Crops a run.")] = 20_000,
-    side: Annotated[int, typer.Option(min=32, help="Side of a crop, pixels.")] = 320,
+    side: Annotated[int, typer.Option(min=32, help="Side of a crop, pixels, a multiple of 8.")] = 320,
     batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 16,
     start: Annotated[Path | None, typer.Option(help="Weights to start from: a checkpoint or exported file.")] = None,
     keep_head: Annotated[bool, typer.Option(help="With --start: keep its head too.")] = False,
@@ -71,43 +59,56 @@ def ablate_command(
 
     Stop it at any time: finished runs are kept, and the same command goes on with the others.
     """
-    from training.data.dataset import CropDataset, load_training_set
-    from training.evaluation.command import write_json
+    import torch
+
+    from training.ablation.run import Place, changes_nothing, discard, run
+    from training.data.dataset import load_training_set
     from training.evaluation.detections import read_split
     from training.family import MEMBERS
     from training.recipes import RECIPES
 
+    failed = 0
     try:
         known = changes(_kinds(without))
         if list_rows:
             for row in known.values():
                 typer.echo(f"{row.name:20} {row.kind:7} {row.about}")
             return
-        chosen, numbers = _choose(rows, known), [int(value) for value in seeds.split(",")]
+        if side % 8:
+            raise ValueError(f"--side must be a multiple of 8, not {side}")
+        chosen, wanted = _choose(rows, known), _numbers(seeds)
         for name, there in ((base, RECIPES), (member, MEMBERS)):
             if name not in there:
                 raise ValueError(f"no {name!r}; there are {', '.join(there)}")
-        photos = len(read_split(data, dev_split, limit or None)[0])
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("runs are compared on one process; start it without torchrun")
+        place = Place(data, out, start, device or ("cuda" if torch.cuda.is_available() else "cpu"), threads, workers)
         budget = Budget(
-            base=base, member=member, images=images, side=side, batch=batch, start=str(start) if start else None,
-            keep_head=keep_head, split=dev_split, photos=photos, long_side=long_side,
+            base=base, member=member, data=data.name, device=str(place.device), images=images, side=side, batch=batch,
+            start=start.name if start else None, start_sha256=sha256_of(start) if start else None, keep_head=keep_head,
+            split=dev_split, photos=len(read_split(data, dev_split, limit or None)[0]), long_side=long_side,
         )  # fmt: skip
-        table = _open(out, budget)
-        done = {(result.row, result.seed) for result in table.results}
-        plain = replace(RECIPES[base](), model=MEMBERS[member])
-        loaded: CropDataset | None = None
+        processor = torch.cuda.get_device_name() if budget.device == "cuda" else hardware_name(0).rsplit(", ", 2)[0]
+        table = _open(out, budget, processor)
+        _write(table, out)  # before any run, so that one that was cut off is gone on with under this budget alone
+        photos = load_training_set(data, "train", cache, RECIPES[base]().data)
         # Seed by seed, so that an interrupted table still has every row.
-        for number, change in ((n, c) for n in numbers for c in chosen):
-            if (change.name, number) in done:
+        for seed, change in ((n, c) for n in wanted for c in chosen):
+            if any((r.row, r.about, r.seed) == (change.name, change.about, seed) for r in table.results):
                 continue
-            loaded = loaded or load_training_set(data, "train", cache, plain.data)
-            config = budgeted(change.apply(plain), side, batch, images, len(loaded))
-            config = replace(config, recipe=f"{base} + {change.name}", seed=number)
-            typer.echo(f"{change.name}, seed {number}: {change.about}")
-            result = _one(change, config, loaded, budget, data, out, start, device, threads, workers)
+            typer.echo(f"{change.name}, seed {seed}: {change.about}")
+            if changes_nothing(change, budget, photos):
+                typer.echo("  left out: the base is so already")
+                continue
+            try:
+                result = run(change, seed, photos, budget, place)
+            except ValueError as error:
+                failed += 1
+                typer.secho(f"  error: {error}", fg="red", err=True)
+                continue
             table.results.append(result)
-            write_json(out / "table.json", table.model_dump())
-            (out / "table.md").write_text(markdown(table, BASE), encoding="utf-8")
+            _write(table, out)
+            discard(change, seed, place)
             typer.echo(f"  AP.50 {result.ap50:.4f}, AP {result.ap:.4f} after {result.seconds:.0f} s")
         typer.echo(markdown(table, BASE))
     except (FileNotFoundError, ValueError) as error:
@@ -116,48 +117,20 @@ def ablate_command(
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on with the runs that are not done", err=True)
         raise typer.Exit(130) from None
+    if failed:
+        raise typer.Exit(1)
 
 
-def _one(
-    change: Change, config: TrainConfig, loaded: object, budget: Budget, data: Path, out: Path, start: Path | None,
-    device: str | None, threads: int, workers: int,
-) -> Result:  # fmt: skip
-    """Train and evaluate one row with one seed; its folder is removed at the end."""
-    import torch
+def _write(table: Table, out: Path) -> None:
+    write_json(out / "table.json", table.model_dump())
+    write_bytes(out / "table.md", markdown(table, BASE).encode())
 
-    from training.data.dataset import CropDataset
-    from training.engine.distributed import world as join
-    from training.engine.loop import RunOptions
-    from training.engine.loop import train as run
-    from training.engine.validate import score_split
 
-    assert isinstance(loaded, CropDataset)
-    torch.set_flush_denormal(True)
-    if threads:
-        torch.set_num_threads(threads)
-    folder = out / f"{change.name}-{config.seed}"
-    scores: dict[str, float] = {}
-
-    def validate(model: object) -> dict[str, float]:
-        from training.models.detector import Detector
-
-        assert isinstance(model, Detector)
-        # Evaluated as it was trained: on CPUs that can, bfloat16 halves the time.
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            scores.update(score_split(model, data, budget.split, budget.long_side, budget.photos))
-        return scores
-
-    photos = CropDataset(loaded.photos, loaded.cache, config.data, loaded.origins)
-    options = RunOptions(folder, workers, init=start, keep_head=budget.keep_head)
-    folder.mkdir(parents=True, exist_ok=True)
-    with join(device) as world:
-        progress = run(config, photos, options, world, validate)
-    result = Result(
-        row=change.name, about=change.about, kind=change.kind, seed=config.seed, images=progress.images,
-        seconds=progress.seconds, **scores,
-    )  # fmt: skip
-    shutil.rmtree(folder)
-    return result
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--seeds takes whole numbers with commas between, such as 0,1,2, not {text!r}")
+    return list(dict.fromkeys(int(part) for part in parts))
 
 
 def _kinds(without: list[str] | None) -> dict[str, tuple[str, ...]]:
@@ -181,13 +154,11 @@ def _choose(text: str, known: dict[str, Change]) -> list[Change]:
     ]  # fmt: skip
 
 
-def _open(out: Path, budget: Budget) -> Table:
+def _open(out: Path, budget: Budget, processor: str) -> Table:
     """The table in `out`, or a new one. Raises ValueError where one of another budget is there."""
-    from service.profiling import hardware_name
-
     path = out / "table.json"
     if not path.is_file():
-        return Table(budget=budget, hardware=hardware_name(0).rsplit(", ", 2)[0], results=[])
+        return Table(budget=budget, hardware=processor, results=[])
     try:
         table = Table.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:

@@ -1,24 +1,27 @@
-"""Results of an ablation: kept one file a run, summed up as JSON and Markdown."""
+"""Results of an ablation, and their summary for people."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import BaseModel
 
 
 class Budget(BaseModel):
     """What every run of a table gets. images: crops of `side` pixels in batches of `batch`; start: the weights that
-    all runs begin with, if any, without their head unless keep_head; photos of the split, resized to `long_side`."""
+    all runs begin with, if any, by name and hash, without their head unless keep_head; photos of the split, resized to
+    `long_side`."""
 
     base: str
     member: str
+    data: str
+    device: str
     images: int
     side: int
     batch: int
     start: str | None
+    start_sha256: str | None
     keep_head: bool
     split: str
     photos: int
@@ -48,7 +51,8 @@ class Table(BaseModel):
 
 
 class Line(BaseModel):
-    """One row over its seeds. gain: mean AP.50 minus that of the base; spread: largest minus smallest AP.50."""
+    """One row over its seeds. gain: mean difference of AP.50 to the base over the seeds that both have, None without;
+    spread: largest minus smallest AP.50, None for one seed."""
 
     row: str
     about: str
@@ -58,14 +62,10 @@ class Line(BaseModel):
     spread: float | None
     ap: float
     gain: float | None
-    paired: bool
 
 
 def summarise(results: Sequence[Result], base: str) -> list[Line]:
-    """One line a row, best gain first within its kind, the base on top.
-
-    The gain is taken over the seeds that row and base share (`paired`); where they share none, over all.
-    """
+    """One line a row, best gain first within its kind, the base on top."""
     by_row: dict[str, list[Result]] = {}
     for result in results:
         by_row.setdefault(result.row, []).append(result)
@@ -74,17 +74,11 @@ def summarise(results: Sequence[Result], base: str) -> list[Line]:
     for row, runs in by_row.items():
         values = [r.ap50 for r in runs]
         differences = [r.ap50 - base_by_seed[r.seed] for r in runs if r.seed in base_by_seed]
-        gain: float | None = None
-        if row != base and base_by_seed:
-            gain = (
-                statistics.fmean(differences)
-                if differences
-                else statistics.fmean(values) - statistics.fmean(base_by_seed.values())
-            )
+        gain = statistics.fmean(differences) if differences and row != base else None
         line = Line(
             row=row, about=runs[0].about, kind=runs[0].kind, seeds=len(runs), ap50=statistics.fmean(values),
             spread=max(values) - min(values) if len(values) > 1 else None,
-            ap=statistics.fmean(r.ap for r in runs), gain=gain, paired=bool(differences),
+            ap=statistics.fmean(r.ap for r in runs), gain=gain,
         )  # fmt: skip
         lines.append(line)
     return sorted(lines, key=lambda line: (line.row != base, line.kind != "recipe", -(line.gain or 0.0)))
@@ -95,15 +89,15 @@ def markdown(table: Table, base: str) -> str:
     b = table.budget
     start = "random weights"
     if b.start:
-        start = f"`{Path(b.start).as_posix()}`" + ("" if b.keep_head else ", head fresh")
+        start = f"`{b.start}`" + ("" if b.keep_head else ", head fresh")
     lines = [
         f"# Ablation against `{b.base}`, {b.member}",
         "",
         f"Every run: {b.images} crops of {b.side} pixels in batches of {b.batch}, started from {start}; "
         f"AP on {b.photos} photos of `{b.split}` at long side {b.long_side}. {table.hardware}.",
         "",
-        "The gain is the mean difference to the base over shared seeds. Spread is the largest minus the smallest AP.50 "
-        "of a row's seeds: a gain below the base's spread says nothing.",
+        "The gain is the mean difference to the base with the same seeds. Spread is the largest minus the smallest "
+        "AP.50 of a row's seeds: a gain below the base's spread says nothing.",
         "",
         "| row | what changes | seeds | AP.50 | spread | gain | AP |",
         "|---|---|---:|---:|---:|---:|---:|",

@@ -98,7 +98,7 @@ class CropDataset(Dataset[Sample]):
         return weights
 
     def _wanted(self, name: str) -> bool:
-        source = name.rpartition("/")[0].partition("/")[0] or NEGATIVES
+        source = name.partition("/")[0] if "/" in name else ""
         drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
         return source not in self.config.leave_out and drawn < self.config.fraction
 
@@ -232,7 +232,7 @@ def list_photos(root: Path, split: str) -> tuple[list[PhotoAnnotation], list[Pat
     files = [paths.images / photo.name for photo in photos]
     empty = np.zeros((0, 4)), np.zeros(0, dtype=bool)
     for file in sorted((root / NEGATIVES / "images").rglob("*.*")):
-        photos.append(PhotoAnnotation(file.name, *empty))
+        photos.append(PhotoAnnotation(f"{NEGATIVES}/{file.name}", *empty))
         files.append(file)
     missing = [str(file) for file in files if not file.is_file()]
     if missing:

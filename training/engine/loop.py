@@ -24,7 +24,7 @@ from training.data.rotation import rotate
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.optim import Ema, build_optimizer, learning_rate
-from training.engine.warm_start import start_from
+from training.engine.warm_start import stage, start_from
 from training.models.detector import Detector, build_detector, normalize
 from training.models.losses import Targets, detection_loss
 
@@ -78,16 +78,17 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     model = on_device(build_detector(config.model), device)
     if options.imagenet:
         model.backbone.load_imagenet(options.imagenet)
+    stages = [stage(f"ImageNet ({options.imagenet.name})", 0, 0.0)] if options.imagenet else []
     last = options.out / LAST
     if world.main:
         checkpoint.remove_partials(options.out)
-    stages: list[dict[str, Any]] = []
     if options.init and not last.is_file():
         stages = start_from(options.init, model, config.model, _some_crops(config, data, device), options.keep_head)
     optimizer = build_optimizer(model, config.optim)
     ema, progress = Ema(model, config.optim.ema), Progress()
     if last.is_file():
         content = checkpoint.load(last)
+        _check_same_run(content["config"], config, last)
         progress, stages = _restore(content, model, optimizer, ema), content.get("stages", [])
     steps = steps_for(config, len(data), world.size)
     network = parallel(model, world)
@@ -238,6 +239,16 @@ def _averaged(config: TrainConfig, ema: Ema, device: torch.device) -> Detector:
     model = on_device(build_detector(config.model), device)
     model.load_state_dict(ema.state)
     return model.eval()
+
+
+def _check_same_run(stored: dict[str, Any], config: TrainConfig, path: Path) -> None:
+    """Raises ValueError where the checkpoint is of another recipe, member or seed, which would make a mixture."""
+    asked = checkpoint.as_plain(config)
+    # Fields that came later are not in older checkpoints, and have their defaults.
+    asked["model"] = {name: value for name, value in asked["model"].items() if name in stored["model"]}
+    for name in ("recipe", "model", "seed"):
+        if json.dumps(stored[name], sort_keys=True) != json.dumps(asked[name], sort_keys=True):
+            raise ValueError(f"{path} belongs to a run of another {name}; name another --out, or remove that folder")
 
 
 def _state(

@@ -36,9 +36,10 @@ def start_from(
 ) -> list[dict[str, Any]]:
     """Give `model`, built from `config`, the weights in `path`: a checkpoint's average, or an exported `.onnx` file.
 
-    keep_head: False leaves the head as it is, and the file's may then be of another kind. pictures: as in
-    `load_exported`. Returns the training that the weights have had: stages as `stage` describes them, oldest first.
-    Raises FileNotFoundError, and ValueError where the weights are not of this architecture.
+    keep_head: False leaves the head as it is; a checkpoint's may then be of any kind, while that of an exported file
+    must have batch norm, no IoU branch and as many convolutions. pictures: as in `load_exported`. Returns the training
+    that the weights have had: stages as `stage` describes them, oldest first. Raises FileNotFoundError, and ValueError
+    where the weights are not of this architecture.
     """
     if path.suffix == ".onnx":
         plain = config if keep_head else dataclasses.replace(config, head_norm="batch", iou_branch=False)
@@ -51,6 +52,9 @@ def start_from(
         name = content["config"].get("recipe", "unknown")
         past = [*content.get("stages", []), stage(name, done.get("images", 0), done.get("seconds", 0.0))]
     state = {k: v for k, v in source.state_dict().items() if keep_head or not k.startswith("head.")}
+    wanted = {k for k in model.state_dict() if keep_head or not k.startswith("head.")}
+    if lacking := sorted(wanted - state.keys()):
+        raise ValueError(f"{path} holds another architecture: it has no {lacking[0]}")
     try:
         model.load_state_dict({**model.state_dict(), **state})
     except RuntimeError as error:
@@ -64,11 +68,11 @@ def stage(recipe: str, images: int, seconds: float) -> dict[str, Any]:
 
 
 def _stages_of_member(path: Path) -> list[dict[str, Any]]:
-    """What the manifest beside an exported file tells of its training; nothing where there is none."""
+    """What the manifest beside an exported file tells of its training; an unknown stage where none can be read."""
     try:
         made = load_manifest(path.parent / MANIFEST_NAME).provenance
     except RepositoryError:
-        return []
+        return [stage("unknown", 0, 0.0)]
     if made.stages:
         return [stage(s.recipe, s.images, s.hours * 3600) for s in made.stages]
     return [stage(made.recipe, made.images_seen, made.train_hours * 3600)]

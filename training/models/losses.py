@@ -98,10 +98,10 @@ def _face_loss(logits: Tensor, positive: Tensor, quality: Tensor, config: LossCo
         focal: Tensor = sigmoid_focal_loss(logits, wanted, config.alpha, config.gamma, reduction="none")
         return focal
     entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
-    score = logits.detach().sigmoid() if config.cls == "varifocal" else logits.sigmoid()
+    score = logits.sigmoid()
     if config.cls == "quality_focal":
         return (quality - score).abs().pow(config.gamma) * entropy
-    return torch.where(positive, quality, _VARIFOCAL_ALPHA * score.pow(config.gamma)) * entropy
+    return torch.where(quality > 0, quality, _VARIFOCAL_ALPHA * score.pow(config.gamma)) * entropy
 
 
 def _box_loss(picked: Tensor, decoded: Tensor, base: Tensor, faces: Tensor, kind: str) -> Tensor:
