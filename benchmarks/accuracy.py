@@ -20,10 +20,10 @@ from benchmarks.hardware import Hardware, describe
 from benchmarks.peers import find_peers
 from benchmarks.runs import Measured, measure
 from training.data.wider import PhotoAnnotation
-from training.evaluation.command import write_json
 from training.evaluation.detections import Source, read_split
 from training.evaluation.sources import open_sources
 from training.evaluation.wider import PROTOCOL, evaluate
+from training.files import write_json
 
 
 class Row(BaseModel):

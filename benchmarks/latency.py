@@ -23,7 +23,7 @@ from benchmarks.server import Exchange, Server, closed_loop, running
 from export.profile import profile_repository
 from service.repository.store import RepositoryError, load_repository
 from service.settings import Settings
-from training.evaluation.command import write_json
+from training.files import write_json
 
 PHOTO_SIZES = ((640, 480), (1920, 1080), (4032, 3024))
 COLUMNS = ("p50", "p99", "decode", "infer", "on time")

@@ -25,7 +25,7 @@ from benchmarks.hardware import Hardware, describe
 from benchmarks.server import free_port
 from benchmarks.training_case import MEMBER, Case, Speed, Task
 from training.data.dataset import load_training_set
-from training.evaluation.command import write_json
+from training.files import write_json
 from training.recipes import RECIPES
 
 COLUMNS = ("pictures/s", "MP/s", "waiting", "data alone/s", "load")

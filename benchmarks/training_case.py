@@ -28,8 +28,8 @@ from training.data.dataset import CropDataset, list_photos, load_training_set
 from training.engine.distributed import World, world
 from training.engine.loop import RunOptions, batches, on_device, parallel, train_step
 from training.engine.optim import Ema, build_optimizer
-from training.evaluation.command import write_json
 from training.family import MEMBERS
+from training.files import write_json
 from training.models.detector import build_detector
 from training.models.losses import Targets
 from training.recipes import RECIPES

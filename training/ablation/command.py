@@ -13,8 +13,7 @@ from service.profiling import hardware_name
 from service.repository.store import sha256_of
 from training.ablation.changes import BASE, Change, changes
 from training.ablation.table import Budget, Table, markdown
-from training.evaluation.command import write_json
-from training.evaluation.sheets import write_bytes
+from training.files import write_bytes, write_json
 
 # Kinds of photos in the data that this project was developed on; on other data, --without names the folders.
 KINDS = {

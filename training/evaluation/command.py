@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +15,7 @@ from training.evaluation.detections import Run, Source, read_split, run_source
 from training.evaluation.official import read_subsets
 from training.evaluation.sources import open_sources
 from training.evaluation.wider import Report, evaluate
+from training.files import write_json
 
 
 def evaluate_command(
@@ -96,11 +95,3 @@ def table_row(source: Source, report: Report, milliseconds: float) -> str:
     numbers = [report.ap50, report.ap, *sizes, report.ap50_strict, report.recall50]
     cells = " ".join("      -" if number is None else f"{number:7.4f}" for number in numbers)
     return f"{source.name:16} {source.long_side:5} {cells} {milliseconds:7.1f}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write beside the target and rename, so that an interrupted run leaves the former file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)

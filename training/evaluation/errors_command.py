@@ -14,7 +14,6 @@ import typer
 
 from training.data.cache import load_picture
 from training.data.wider import PhotoAnnotation
-from training.evaluation.command import write_json
 from training.evaluation.detections import Pixels, Run, Source, read_split, run_source
 from training.evaluation.errors import (
     HIT_IOU,
@@ -29,10 +28,11 @@ from training.evaluation.errors import (
     find_errors,
     find_suspects,
 )
-from training.evaluation.sheets import ANNOTATED, DETECTED, IGNORED, Layer, Tile, markdown_table, write_bytes
+from training.evaluation.sheets import ANNOTATED, DETECTED, IGNORED, Layer, Tile, markdown_table
 from training.evaluation.sheets import write_sheets as write_pages
 from training.evaluation.sources import open_sources
 from training.evaluation.wider import SIZE_BUCKETS
+from training.files import write_bytes, write_json
 
 GROUPS = {"by_folder": "folder", "by_size": "bucket", "by_position": "position"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-Pixels = NDArray[np.uint8]
-Box = tuple[float, float, float, float]
+from training.evaluation.detections import Pixels
+from training.evaluation.errors import Box
+from training.files import write_bytes
+
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -143,16 +144,6 @@ def write_sheets(
         stale.unlink()
         number += 1
     return written
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside the target and rename, so that an interrupted run leaves the former file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def markdown_table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
