@@ -163,15 +163,23 @@ def accuracy(
     long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = "320,480,640,960",
     limit: Annotated[int, typer.Option(help="Evenly spaced photos; 0 takes all.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Also write the report at 640 of the first variant here.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="Take the rows from this JSON of `make bench-accuracy` instead of measuring.")
+    ] = None,
 ) -> None:
     """Measure AP of every variant of MEMBER through ONNX Runtime and put it into the manifest."""
-    from export.member import with_accuracy, write_atomically, write_manifest
+    from export.member import rows_of_benchmark, with_accuracy, write_atomically, write_manifest
     from training.evaluation.sources import OnnxSource
 
     manifest = _manifest(repository, member)
     folder = repository / member
     first = manifest.files[0].variant
     try:
+        if measured:
+            rows = rows_of_benchmark(json.loads(measured.read_text(encoding="utf-8")), manifest)
+            write_manifest(folder, with_accuracy(manifest, rows))
+            typer.echo(f"{len(rows)} rows of {measured} for {', '.join(sorted({row.variant for row in rows}))}")
+            return
         for file in manifest.files:
             for side in _sides(long_sides):
                 sizes = [s for s in manifest.input_sizes if s.long_side == side]

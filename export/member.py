@@ -91,6 +91,29 @@ def with_accuracy(manifest: Manifest, rows: tuple[Accuracy, ...]) -> Manifest:
     return _checked(manifest, accuracy=tuple(ordered))
 
 
+def rows_of_benchmark(table: Any, manifest: Manifest) -> tuple[Accuracy, ...]:
+    """The rows of a `make bench-accuracy` table that are of the member's variants and input sizes.
+
+    Raises ValueError where it has none, or is no such table.
+    """
+    sides = {size.long_side for size in manifest.input_sizes}
+    names = {file.variant for file in manifest.files}
+    try:
+        rows = tuple(
+            Accuracy(
+                variant=row["detector"], dataset=table["data"], split=table["split"], protocol=table["protocol"],
+                long_side=row["long_side"], ap50=round(row["ap50"], 4), ap=round(row["ap"], 4),
+            )
+            for row in table["rows"]
+            if row["ours"] and row["detector"] in names and row["long_side"] in sides
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a table of `make bench-accuracy`: {error}") from error
+    if not rows:
+        raise ValueError(f"the table has no row of {', '.join(sorted(names))}")
+    return rows
+
+
 def _key(row: Accuracy) -> tuple[str, str, str, int]:
     return row.variant, row.dataset, row.split, row.long_side
 

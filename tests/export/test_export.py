@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,24 @@ def test_member_is_whole_and_agrees_with_its_checkpoint(repository: Path, checkp
     assert manifest.provenance.images_seen == 1234
     assert manifest.provenance.train_hours == 0.1
     assert manifest.architecture.channels == 16
+
+
+def test_accuracy_can_come_from_a_benchmark(repository: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "models"
+    shutil.copytree(repository, copy)
+    row = {"detector": "tiny", "ours": True, "long_side": 640, "ap50": 0.51234, "ap": 0.2}
+    rows = [row, {**row, "long_side": 111}, {**row, "detector": "other"}, {**row, "ours": False, "long_side": 320}]
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"data": "faces", "split": "dev", "protocol": "wider", "rows": rows}))
+    command = ["accuracy", "tiny", "--repository", str(copy), "--measured", str(table)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    (found,) = load_manifest(copy / "tiny" / "manifest.json").accuracy
+    assert (found.variant, found.dataset, found.long_side, found.ap50) == ("tiny", "faces", 640, 0.5123)
+    for content, sentence in (({"rows": []}, "no row of tiny"), ([1], "not a table")):
+        table.write_text(json.dumps(content))
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2
+        assert sentence in result.output
 
 
 def test_provenance_counts_every_stage(repository: Path) -> None:
