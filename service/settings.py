@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     default_tier: str = Field(default="standard", description="tier of requests that name neither tier nor budget")
 
     default_min_score: float = Field(
-        default=0.35, ge=0, lt=1, description="score below which faces are dropped where a request does not say"
+        default=0.4, ge=0, lt=1, description="score below which faces are dropped where a request does not say"
     )
 
     max_upload_bytes: int = Field(default=20 * 1024 * 1024, ge=1024, le=1024**3)

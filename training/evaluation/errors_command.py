@@ -76,7 +76,7 @@ def errors_command(
     ),
     split: Annotated[str, typer.Option(help="Annotated split: dev, or val of WIDER Face.")] = "dev",
     long_side: Annotated[int, typer.Option(min=1, help="Long side that photos are resized to, pixels.")] = 640,
-    score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Detections under this score are not made.")] = 0.35,
+    score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Detections under this score are not made.")] = 0.4,
     limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced photos; 0 takes all.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Tiles of each kind, 48 on a page.")] = 60,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")] = 0,
