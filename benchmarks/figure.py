@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def draw(table: Table, path: Path) -> None:
-    """Write a PNG: a line a detector over its long sides, ours in colour, every line named where it ends, and the
+    """Write a PNG: a line a detector over its long sides, ours in colour, every line named where it begins, and the
     front: what no other point beats in both accuracy and time."""
     import matplotlib
 
@@ -37,9 +37,10 @@ def draw(table: Table, path: Path) -> None:
             axes.annotate(
                 str(row.long_side), place, (0, -12), textcoords="offset points", fontsize=7, color=colour, ha="center"
             )
+        # Lines are named where they begin: at their ends, the largest inputs, they meet.
         axes.annotate(
-            name, (times[-1], accuracies[-1]), (7, 4), textcoords="offset points", fontsize=9, color=colour,
-            fontweight="bold" if ours else "normal",
+            name, (times[0], accuracies[0]), (-7, 4) if len(rows) > 1 else (7, -3), textcoords="offset points",
+            fontsize=9, color=colour, fontweight="bold" if ours else "normal", ha="right" if len(rows) > 1 else "left",
         )  # fmt: skip
     best = front(table.rows)
     axes.plot(
@@ -52,7 +53,7 @@ def draw(table: Table, path: Path) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     ticks = [tick for tick in (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if _spans(table, tick)]
     axes.set_xticks(ticks)
-    axes.margins(x=0.14, y=0.08)
+    axes.margins(x=0.16, y=0.08)
     axes.set_xlabel(
         f"milliseconds a photo, {table.threads} CPU thread{'s' if table.threads > 1 else ''} (median, log scale)"
     )
