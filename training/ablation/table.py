@@ -97,7 +97,7 @@ def markdown(table: Table, base: str) -> str:
         f"AP on {b.photos} photos of `{b.split}` at long side {b.long_side}. {table.hardware}.",
         "",
         "The gain is the mean difference to the base with the same seeds. Spread is the largest minus the smallest "
-        "AP.50 of a row's seeds: a gain below the base's spread says nothing.",
+        "AP.50 of a row's seeds: a gain that is no larger than such spreads says nothing.",
         "",
         "| row | what changes | seeds | AP.50 | spread | gain | AP |",
         "|---|---|---:|---:|---:|---:|---:|",
