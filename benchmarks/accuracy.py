@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from benchmarks.hardware import Hardware, describe
 from benchmarks.peers import find_peers
 from benchmarks.runs import Measured, measure
+from training.commands import told
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Source, read_split
 from training.evaluation.sources import open_sources
@@ -136,7 +137,7 @@ def main(
     from benchmarks.figure import draw
     from benchmarks.table import markdown, print_row
 
-    try:
+    with told(lambda: "stopped; the same command goes on with the detectors that are not done"):
         sides = [int(value) for value in long_sides.split(",")]
         photos, images = read_split(data, split, limit or None)
         if peers is not None and not peers.is_dir():
@@ -165,12 +166,6 @@ def main(
         out.with_suffix(".md").write_text(markdown(table), encoding="utf-8")
         draw(table, out.with_suffix(".png"))
         typer.echo(f"wrote {out}, {out.with_suffix('.md').name} and {out.with_suffix('.png').name}")
-    except (FileNotFoundError, ValueError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on with the detectors that are not done", err=True)
-        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

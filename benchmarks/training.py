@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from benchmarks.hardware import Hardware, describe
 from benchmarks.server import free_port
 from benchmarks.training_case import MEMBER, Case, Speed, Task
+from training.commands import told
 from training.data.dataset import load_training_set
 from training.files import write_json
 from training.recipes import RECIPES
@@ -184,7 +185,7 @@ def main(
     signal.signal(signal.SIGTERM, _stop)
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     finished = 0
-    try:
+    with told(lambda: f"stopped; {finished} finished cases are kept" + (f" in {path}" if finished else "")):
         if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
             raise ValueError(f"there is no device {kind!r} here; cpu is always there, cuda where torch finds a GPU")
         recipe = recipe or ("scratch" if kind == "cuda" else "scratch-cpu")
@@ -220,12 +221,6 @@ def main(
                 typer.echo(step_line(speed))
             write_json(path, report.model_dump())
         typer.echo(f"wrote {path}")
-    except (OSError, ValueError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo(f"stopped; {finished} finished cases are kept" + (f" in {path}" if finished else ""), err=True)
-        raise typer.Exit(130) from None
     if report.failed:
         raise typer.Exit(1)
 

@@ -54,7 +54,7 @@ def onnx(
     """Write MEMBER's ONNX file and a new manifest, without the old weights' accuracy and other variants."""
     from export.member import architecture, describe_file, new_manifest, provenance_of, save_onnx, write_manifest
     from export.onnx_graph import OPSET, export_onnx
-    from service.profiling import hardware_name
+    from service.profiling import machine_name
     from training.engine.checkpoint import detector_config, load_detector
     from training.family import count
 
@@ -68,8 +68,7 @@ def onnx(
     config = content["config"]
     counts = count(detector_config(config))
     finished = time.strftime("%Y-%m-%d", time.localtime(checkpoint.stat().st_mtime))
-    made_on = hardware_name(0).rsplit(", ", 2)[0]
-    provenance = provenance_of(content, data_note, made_on, finished)
+    provenance = provenance_of(content, data_note, machine_name(), finished)
     title = f"ASFD-{member.upper()}: {config['model']['backbone']}, {config['model']['neck'].upper()} neck"
     shape = architecture(config["model"], counts.parameters, counts.gmacs_vga)
     entry = describe_file(path, member, "fp32", nms, OPSET)

@@ -37,7 +37,7 @@ def render_card(manifest: Manifest, report: dict[str, Any] | None, failures: lis
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row.variant} | {row.dataset}/{row.split} | {row.long_side} | {row.ap50:.3f} | {row.ap:.3f} |"
+        f"| {row.variant} | {row.dataset}/{row.split} | {row.long_side} | {row.ap50:.4f} | {row.ap:.4f} |"
         for row in manifest.accuracy
     ]
     if manifest.accuracy:

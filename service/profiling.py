@@ -81,6 +81,11 @@ class Profile(BaseModel):
 
 def hardware_name(threads: int) -> str:
     """Processor, cores and runtime that a profile is valid for."""
+    return f"{machine_name()}, {threads or 'all'} threads, onnxruntime {ort.__version__}"
+
+
+def machine_name() -> str:
+    """Processor and the number of cores that may be used."""
     model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -91,7 +96,7 @@ def hardware_name(threads: int) -> str:
         pass
     # A container or `taskset` may allow fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model} x{cores}, {threads or 'all'} threads, onnxruntime {ort.__version__}"
+    return f"{model} x{cores}"
 
 
 def percentile_99(samples: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from training.ablation.command import ablate_command
+from training.commands import told
 from training.evaluation.command import evaluate_command
 from training.evaluation.errors_command import errors_command
 
@@ -99,25 +100,18 @@ def train(
         torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, _stop)
     options = RunOptions(out, workers, save_every, validate_every, compile, init, imagenet, device_crops=CROPS[crops])
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with join(device) as world:
-            photos = load_training_set(data, split, cache, config.data)
-            if world.main:
-                steps = steps_for(config, len(photos), world.size)
-                typer.echo(f"{config.recipe} {member}: {len(photos)} photos, {steps} steps")
-                (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
-            done = run(
-                config, photos, options, world,
-                lambda model: score_split(model, data, dev_split, long_side, validate_on or None),
-            )  # fmt: skip
-            if world.main:
-                typer.echo(f"done: {done.images} pictures in {done.seconds / 60:.1f} min, AP.50 {done.best:.4f}")
-    except (FileNotFoundError, ValueError) as error:
-        raise _fail(error) from None
-    except KeyboardInterrupt:
-        typer.echo(f"stopped; run the same command again to go on from {out / 'last.pt'}", err=True)
-        raise typer.Exit(130) from None
+    with told(lambda: f"stopped; run the same command again to go on from {out / 'last.pt'}"), join(device) as world:
+        out.mkdir(parents=True, exist_ok=True)
+        photos = load_training_set(data, split, cache, config.data)
+        if world.main:
+            steps = steps_for(config, len(photos), world.size)
+            typer.echo(f"{config.recipe} {member}: {len(photos)} photos, {steps} steps")
+        done = run(
+            config, photos, options, world,
+            lambda model: score_split(model, data, dev_split, long_side, validate_on or None),
+        )  # fmt: skip
+        if world.main:
+            typer.echo(f"done: {done.images} pictures in {done.seconds / 60:.1f} min, AP.50 {done.best:.4f}")
 
 
 @app.command()

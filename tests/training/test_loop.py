@@ -196,6 +196,8 @@ def test_a_folder_belongs_to_one_run(photos: CropDataset, tmp_path: Path) -> Non
     ):
         with pytest.raises(ValueError, match="name another --out"):
             train(other, photos, options, WORLD, no_validation)
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert (kept["recipe"], kept["seed"], kept["model"]["channels"]) == ("test", 0, 8)
 
 
 def test_stages_survive_a_resume(photos: CropDataset, tmp_path: Path) -> None:
@@ -215,6 +217,14 @@ def test_starting_weights_are_refused_in_a_sentence(tiny_wider: Path, tmp_path: 
         assert done.returncode == 2, done.stderr[-2000:]
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny_wider: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_cli("train", "--data", str(tiny_wider), "--out", str(tmp_path / "file" / "run"), "--device", "cpu")
+    assert done.returncode == 2
+    assert "file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_describe_prints_d0() -> None:

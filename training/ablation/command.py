@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from service.profiling import hardware_name
+from service.profiling import machine_name
 from service.repository.store import sha256_of
 from training.ablation.changes import BASE, Change, changes
 from training.ablation.table import Budget, Table, markdown
+from training.commands import told
 from training.files import write_bytes, write_json
 
 # Kinds of photos in the data that this project was developed on; on other data, --without names the folders.
@@ -67,7 +68,7 @@ def ablate_command(
     from training.recipes import RECIPES
 
     failed = 0
-    try:
+    with told(lambda: "stopped; the same command goes on with the runs that are not done"):
         known = changes(_kinds(without))
         if list_rows:
             for row in known.values():
@@ -83,11 +84,11 @@ def ablate_command(
             raise ValueError("runs are compared on one process; start it without torchrun")
         place = Place(data, out, start, device or ("cuda" if torch.cuda.is_available() else "cpu"), threads, workers)
         budget = Budget(
-            base=base, member=member, data=data.name, device=str(place.device), images=images, side=side, batch=batch,
+            base=base, member=member, data=data.name, device=place.device, images=images, side=side, batch=batch,
             start=start.name if start else None, start_sha256=sha256_of(start) if start else None, keep_head=keep_head,
             split=dev_split, photos=len(read_split(data, dev_split, limit or None)[0]), long_side=long_side,
         )  # fmt: skip
-        processor = torch.cuda.get_device_name() if budget.device == "cuda" else hardware_name(0).rsplit(", ", 2)[0]
+        processor = torch.cuda.get_device_name() if budget.device == "cuda" else machine_name()
         table = _open(out, budget, processor)
         _write(table, out)  # before any run, so that one that was cut off is gone on with under this budget alone
         photos = load_training_set(data, "train", cache, RECIPES[base]().data)
@@ -96,10 +97,10 @@ def ablate_command(
             if any((r.row, r.about, r.seed) == (change.name, change.about, seed) for r in table.results):
                 continue
             typer.echo(f"{change.name}, seed {seed}: {change.about}")
-            if changes_nothing(change, budget, photos):
-                typer.echo("  left out: the base is so already")
-                continue
             try:
+                if changes_nothing(change, budget, photos):
+                    typer.echo("  left out: the base is so already")
+                    continue
                 result = run(change, seed, photos, budget, place)
             except ValueError as error:
                 failed += 1
@@ -110,12 +111,6 @@ def ablate_command(
             discard(change, seed, place)
             typer.echo(f"  AP.50 {result.ap50:.4f}, AP {result.ap:.4f} after {result.seconds:.0f} s")
         typer.echo(markdown(table, BASE))
-    except (FileNotFoundError, ValueError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on with the runs that are not done", err=True)
-        raise typer.Exit(130) from None
     if failed:
         raise typer.Exit(1)
 

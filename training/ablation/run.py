@@ -28,7 +28,7 @@ class Place:
     data: Path
     out: Path
     start: Path | None
-    device: str | None
+    device: str
     threads: int
     workers: int
 

@@ -25,6 +25,7 @@ from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.optim import Ema, build_optimizer, learning_rate
 from training.engine.warm_start import stage, start_from
+from training.files import write_json
 from training.models.detector import Detector, build_detector, normalize
 from training.models.losses import Targets, detection_loss
 
@@ -90,6 +91,8 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
         content = checkpoint.load(last)
         _check_same_run(content["config"], config, last)
         progress, stages = _restore(content, model, optimizer, ema), content.get("stages", [])
+    if world.main:
+        write_json(options.out / "config.json", checkpoint.as_plain(config))
     steps = steps_for(config, len(data), world.size)
     network = parallel(model, world)
     if options.compile:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from training.commands import told
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Run, Source, read_split, run_source
 from training.evaluation.official import read_subsets
@@ -45,7 +46,7 @@ def evaluate_command(
     `strict` is AP.50 with false positives on photos without faces counted,
     which the WIDER protocol leaves out.
     """
-    try:
+    with told(lambda: "stopped"):
         photos, images = read_split(data, split, limit or None)
         subsets = read_subsets(official) if official is not None else {}
         rows: list[dict[str, Any]] = []
@@ -69,12 +70,6 @@ def evaluate_command(
                 rows.append(row)
                 if out is not None:
                     write_json(out, {"data": data.name, "split": split, "rows": rows})
-    except (FileNotFoundError, ValueError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        raise typer.Exit(130) from None
 
 
 def official_scores(run: Run, subsets: Mapping[str, Sequence[PhotoAnnotation]]) -> dict[str, float]:

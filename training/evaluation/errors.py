@@ -15,17 +15,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# The underscored ones are the protocol's rules themselves, which must not be written twice.
 from training.evaluation.wider import (
     SIZE_BUCKETS,
     Floats,
     Found,
     Photo,
-    _long_sides,
-    _match,
-    _outcomes,
-    _sorted,
+    best_first,
+    decide,
     iou_matrix,
+    long_sides,
+    match_photos,
 )
 
 HIT_IOU = 0.5
@@ -198,11 +197,11 @@ def find_errors(photo: Photo, found: Found, size: tuple[int, int], score: float)
 
     Raises ValueError on shapes that do not fit and numbers that are not finite.
     """
-    matches = _match({photo.name: found}, [photo], None)
+    matches = match_photos({photo.name: found}, [photo], None)
     ignore = np.asarray(photo.ignore, dtype=bool)
-    hit, proposal = _outcomes(matches, ignore, HIT_IOU)
+    hit, proposal = decide(matches, ignore, HIT_IOU)
     truth = np.asarray(photo.boxes, dtype=np.float64).reshape(-1, 4)
-    boxes, scores = _sorted(photo.name, found)
+    boxes, scores = best_first(photo.name, found)
     above = scores >= score
     missed = ~ignore
     # The hit of a face is the best-scored detection that reaches it, so the threshold takes nothing but late hits.
@@ -211,7 +210,7 @@ def find_errors(photo: Photo, found: Found, size: tuple[int, int], score: float)
     scene = _Scene(photo.name, size, boxes, scores, truth, ignore, matches.face, matches.overlap, above, missed, table)
     errors = [_missed_face(scene, int(index)) for index in np.flatnonzero(missed)]
     errors += [_false_positive(scene, int(index)) for index in np.flatnonzero(proposal & ~hit & above)]
-    loose, _ = _outcomes(matches, ignore, LOOSE_IOU)
+    loose, _ = decide(matches, ignore, LOOSE_IOU)
     pairs = [(boxes[index], truth[matches.face[index]]) for index in np.flatnonzero(loose & above)]
     return Outcome(
         photo=photo.name,
@@ -271,7 +270,7 @@ def _error(scene: _Scene, side: Side, index: int, other: int | None, kind: Kind,
     own, theirs = (scene.truth, scene.boxes) if side is Side.FACE else (scene.boxes, scene.truth)
     table = scene.table.T if side is Side.FACE else scene.table
     box = as_box(own[index])
-    pixels = float(_long_sides(own[index : index + 1])[0])
+    pixels = float(long_sides(own[index : index + 1])[0])
     scored = other if side is Side.FACE else index
     return Error(
         photo=scene.name,

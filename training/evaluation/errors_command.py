@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from training.commands import told
 from training.data.cache import load_picture
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Pixels, Run, Source, read_split, run_source
@@ -86,7 +87,7 @@ def errors_command(
     Writes contact sheets, errors.json, label-suspects.json and .md, and summary.md. Matching is the WIDER protocol's
     at IoU 0.5.
     """
-    try:
+    with told(lambda: "stopped"):
         check_out(out)
         photos, images = read_split(data, split, limit or None)
         sources = open_sources(source, long_side, threads)
@@ -98,12 +99,6 @@ def errors_command(
             head = {"source": one.name, "long_side": one.long_side, "data": data.name, "split": split, "score": score}
             analyse(head, photos, run, folder, lambda name: load_picture(images / name), top)
             typer.echo(f"{title_of(one)}: see {folder / 'summary.md'}")
-    except (OSError, ValueError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        raise typer.Exit(130) from None
 
 
 def title_of(source: Source) -> str:

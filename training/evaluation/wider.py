@@ -209,7 +209,7 @@ def evaluate(
         raise ValueError(f"photo_sizes lacks {len(lacking)} photos, such as {lacking[0]!r}")
 
     ignore = np.concatenate([np.zeros(0, dtype=bool), *(np.asarray(photo.ignore, dtype=bool) for photo in photos)])
-    matches = _match(detections, photos, photo_sizes)
+    matches = match_photos(detections, photos, photo_sizes)
     faces = int((~ignore).sum())
     by_iou = {f"{iou:.2f}": _average_precision_at(matches, ignore, iou) for iou in ious}
     by_size: dict[str, Score] = {}
@@ -232,7 +232,7 @@ def evaluate(
     )
 
 
-def _match(
+def match_photos(
     detections: Mapping[str, Found], photos: Sequence[Photo], photo_sizes: Mapping[str, tuple[int, int]] | None
 ) -> _Matches:
     scores, overlaps, faces, sizes, with_faces = (
@@ -249,7 +249,7 @@ def _match(
             raise ValueError(f"{photo.name}: {len(truth)} faces but {len(photo.ignore)} ignore flags")
         found = detections.get(photo.name)
         if found is not None and len(found.scores):
-            boxes, ranked = _sorted(photo.name, found)
+            boxes, ranked = best_first(photo.name, found)
             scores.append(ranked)
             if len(truth):
                 table = iou_matrix(boxes, truth)
@@ -261,7 +261,7 @@ def _match(
                 faces.append(np.full(len(boxes), -1, dtype=np.int64))
             with_faces.append(np.full(len(boxes), len(truth) > 0))
             if photo_sizes is not None:
-                sizes.append(_long_sides(boxes) / max(photo_sizes[photo.name]))
+                sizes.append(long_sides(boxes) / max(photo_sizes[photo.name]))
         first_face += len(truth)
     return _Matches(
         scores=np.concatenate(scores),
@@ -272,7 +272,7 @@ def _match(
     )
 
 
-def _sorted(name: str, found: Found) -> tuple[Floats, Floats]:
+def best_first(name: str, found: Found) -> tuple[Floats, Floats]:
     """Rule 2, with ties in the order given. -> boxes float64 [k, 4], scores float64 [k], best first."""
     boxes = np.asarray(found.boxes, dtype=np.float64)
     scores = np.asarray(found.scores, dtype=np.float64)
@@ -284,7 +284,7 @@ def _sorted(name: str, found: Found) -> tuple[Floats, Floats]:
     return boxes[order], scores[order]
 
 
-def _long_sides(boxes: Floats) -> Floats:
+def long_sides(boxes: Floats) -> Floats:
     sides: Floats = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
     return sides
 
@@ -293,11 +293,11 @@ def _face_sizes(photos: Sequence[Photo], photo_sizes: Mapping[str, tuple[int, in
     sizes = [np.zeros(0)]
     for photo in photos:
         truth = np.asarray(photo.boxes, dtype=np.float64).reshape(-1, 4)
-        sizes.append(_long_sides(truth) / max(photo_sizes[photo.name]))
+        sizes.append(long_sides(truth) / max(photo_sizes[photo.name]))
     return np.concatenate(sizes)
 
 
-def _outcomes(
+def decide(
     matches: _Matches, ignore: NDArray[np.bool_], iou: float, bucket: SizeBucket | None = None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Rule 4 for every detection at once. -> (is a hit, is a proposal), bool [N] each."""
@@ -320,7 +320,7 @@ def _average_precision_at(
     matches: _Matches, ignore: NDArray[np.bool_], iou: float, bucket: SizeBucket | None = None
 ) -> float:
     """Rules 1 and 5 to 7 at one IoU threshold."""
-    hit, proposal = _outcomes(matches, ignore, iou, bucket)
+    hit, proposal = decide(matches, ignore, iou, bucket)
     faces = int((~ignore).sum())
     if not faces or not matches.scores.size:
         return 0.0
@@ -337,7 +337,7 @@ def _average_precision_at(
 
 def _curve(matches: _Matches, ignore: NDArray[np.bool_], iou: float) -> tuple[Floats, Floats, Floats]:
     """Every score as a threshold, all photos counted: (score, recall, precision), falling scores; empty without any."""
-    hit, proposal = _outcomes(matches, ignore, iou)
+    hit, proposal = decide(matches, ignore, iou)
     order = np.argsort(-matches.scores[proposal], kind="stable")
     scores, hits = matches.scores[proposal][order], np.cumsum(hit[proposal][order])
     # Equal scores enter together: read the curve at the last of each.
@@ -361,7 +361,7 @@ def _best_point(matches: _Matches, ignore: NDArray[np.bool_], iou: float) -> Ope
 
 def _recall_at(matches: _Matches, ignore: NDArray[np.bool_], iou: float) -> float:
     faces = int((~ignore).sum())
-    return float(_outcomes(matches, ignore, iou)[0].sum() / faces) if faces else 0.0
+    return float(decide(matches, ignore, iou)[0].sum() / faces) if faces else 0.0
 
 
 def _score_bucket(
