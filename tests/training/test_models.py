@@ -145,16 +145,17 @@ def test_a_fresh_detector_scores_near_the_prior() -> None:
 
 
 def test_another_neck_fits_the_slot() -> None:
-    class Laterals(torch.nn.Module):
-        def __init__(self, in_channels: object, out_channels: int) -> None:
+    class Narrow(torch.nn.Module):
+        def __init__(self, in_channels: tuple[int, ...], out_channels: int) -> None:
             super().__init__()
-            self.convs = torch.nn.ModuleList(torch.nn.Conv2d(c, out_channels, 1) for c in in_channels)  # type: ignore[attr-defined]
+            self.convs = torch.nn.ModuleList(torch.nn.Conv2d(c, out_channels, 1) for c in in_channels)
 
         def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
             return [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
 
-    model = build_detector(DetectorConfig(channels=16), neck=Laterals).eval()
-    assert isinstance(model.neck, Laterals)
+    config = DetectorConfig(channels=16)
+    model = build_detector(config, neck=Narrow(ResNetPyramid(config.backbone).out_channels, config.channels)).eval()
+    assert isinstance(model.neck, Narrow)
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 64, 64)).logits.shape[0] == 1
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from training.data.cache import abandoned
 from training.models.anchors import AnchorConfig
 from training.models.detector import Detector, DetectorConfig, build_detector
+from training.models.necks import NeckOptions
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -48,7 +49,11 @@ def detector_config(stored: dict[str, Any]) -> DetectorConfig:
     fields = dict(stored["model"])
     anchors = dict(fields.pop("anchors"))
     anchors["strides"] = tuple(anchors["strides"])
-    return DetectorConfig(anchors=AnchorConfig(**anchors), **fields)
+    options = dict(fields.pop("neck_options", {}))
+    for name in ("levels", "pair", "modules"):
+        if options.get(name) is not None:
+            options[name] = tuple(options[name])
+    return DetectorConfig(anchors=AnchorConfig(**anchors), neck_options=NeckOptions(**options), **fields)
 
 
 def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,28 +11,28 @@ from torch import Tensor, nn
 from training.models.anchors import AnchorConfig, pyramid_anchors
 from training.models.backbone import BackboneName, ResNetPyramid
 from training.models.head import Head, HeadNorm
-from training.models.necks import FPN, NeckBuilder
+from training.models.necks import NeckOptions, build_neck
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-NeckName = Literal["fpn"]
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
     """One detector. Defaults are D0 of Table 7: ResNet-18, one head convolution, 64 channels.
 
+    neck: a name of `training.models.necks.NECKS`, with its options.
     iou_branch: the head also predicts each box's IoU, and the score becomes sqrt(face probability x IoU).
     """
 
     backbone: BackboneName = "resnet18"
-    neck: NeckName = "fpn"
+    neck: str = "fpn"
     channels: int = 64
     head_convs: int = 1
     head_norm: HeadNorm = "batch"
     iou_branch: bool = False
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    neck_options: NeckOptions = field(default_factory=NeckOptions)
 
 
 class Output(NamedTuple):
@@ -86,13 +86,16 @@ def _initialize(model: nn.Module, skip: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def build_detector(config: DetectorConfig, neck: NeckBuilder | None = None) -> Detector:
-    """Build a detector with fresh weights; `neck`, where given, takes the place of the configured one."""
+def build_detector(config: DetectorConfig, neck: nn.Module | None = None) -> Detector:
+    """Build a detector with fresh weights; `neck`, where given, takes the place of the configured one.
+
+    Raises ValueError where there is no neck of that name or its options are wrong.
+    """
     backbone = ResNetPyramid(config.backbone)
-    build_neck = neck or {"fpn": FPN}[config.neck]
-    module = build_neck(backbone.out_channels, config.channels)
+    if neck is None:
+        neck = build_neck(config.neck, backbone.out_channels, config.channels, config.neck_options)
     levels = len(config.anchors.strides)
     head = Head(config.channels, config.head_convs, levels, config.head_norm, config.iou_branch)
-    detector = Detector(backbone, module, head, config.anchors)
+    detector = Detector(backbone, neck, head, config.anchors)
     _initialize(detector, skip=nn.ModuleList(head.predictors()))
     return detector
