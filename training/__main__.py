@@ -14,8 +14,13 @@ import typer
 
 from training.ablation.command import ablate_command
 from training.commands import told
-from training.evaluation.command import evaluate_command
+from training.evaluation.command import evaluate_command, score_submission_command
 from training.evaluation.errors_command import errors_command
+from training.evaluation.fddb_command import evaluate_fddb_command
+from training.figures.command import figure_app
+from training.generic.command import generic_command
+from training.necks_command import necks_command
+from training.search.command import search_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -24,8 +29,14 @@ Data = Annotated[Path, typer.Option(help="Folder in WIDER Face's layout, or its 
 
 
 app.command(name="evaluate")(evaluate_command)
+app.command(name="evaluate-fddb")(evaluate_fddb_command)
+app.command(name="score-submission")(score_submission_command)
 app.command(name="ablate")(ablate_command)
 app.command(name="errors")(errors_command)
+app.add_typer(figure_app, name="figure")
+app.command(name="necks")(necks_command)
+app.command(name="generic")(generic_command)
+app.command(name="search")(search_command)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

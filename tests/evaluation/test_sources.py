@@ -16,12 +16,12 @@ from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner
 
-from service.engines.base import Detections
+from service.engines.base import Detections, EngineError
 from service.letterbox import fitting_size
 from service.repository.manifest import InputSize, Manifest
 from training.evaluation.command import evaluate_command
 from training.evaluation.detections import read_split, run_source
-from training.evaluation.sources import OnnxSource, default_sizes, open_sources
+from training.evaluation.sources import EngineSource, OnnxSource, default_sizes, open_sources
 
 # In pixels of the network's input: what the graph below says, whatever it is shown.
 BOXES = np.array([[32, 32, 96, 96], [160, 64, 224, 128], [0, 0, 0, 0]], dtype=np.float32)
@@ -217,3 +217,34 @@ def test_limits_take_evenly_spaced_photos(tmp_path: Path) -> None:
     (tmp_path / "split" / "dev_bbx_gt.txt").write_text("")
     with pytest.raises(ValueError, match="lists no photo"):
         read_split(tmp_path, "dev")
+
+
+# --- pictures at their own size -------------------------------------------------------------------
+
+
+def test_an_exported_file_takes_pictures_at_their_own_size(tmp_path: Path) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Recording:
+        def run(self, images: NDArray[np.uint8]) -> list[Detections]:
+            seen.append(images.shape)
+            assert images[0, 199, 69].tolist() == [7, 7, 7]
+            assert not images[0, 200:].any()
+            assert not images[0, :, 70:].any()
+            return [Detections(np.array([[10, 20, 90, 220]], dtype=np.float32), np.array([0.5], dtype=np.float32))]
+
+    source = EngineSource(Recording(), "d0", "f", None)
+    found = source(np.full((200, 70, 3), 7, dtype=np.uint8))
+    assert (seen, source.long_side) == ([(1, 224, 192, 3)], 0)
+    assert found.boxes.tolist() == [[10, 20, 70, 200]]  # clipped to the picture
+    own = open_sources(constant_graph(tmp_path / "d0.onnx"), None, threads=1)[0]
+    np.testing.assert_array_equal(own(np.zeros((300, 400, 3), dtype=np.uint8)).boxes, BOXES[:2])
+
+
+def test_a_failing_engine_ends_in_a_sentence() -> None:
+    class Failing:
+        def run(self, images: NDArray[np.uint8]) -> list[Detections]:
+            raise EngineError(f"no input {images.shape}")
+
+    with pytest.raises(ValueError, match=r"no input \(1, 192, 192, 3\)"):
+        EngineSource(Failing(), "d0", "f", None)(np.zeros((20, 40, 3), dtype=np.uint8))

@@ -181,6 +181,18 @@ def test_rule_5_scores_within_one_thousandth_enter_together() -> None:
     assert report.ap50_strict == pytest.approx(1 / 2)
 
 
+def test_rule_5_a_score_at_a_threshold_passes_it() -> None:
+    # 0.5 passes 1 - 500/1000, the false positive at 0.4995 only the next. Were 0.5 kept out of its threshold, both
+    # would enter together: 1/2 + 1/2 * 2/3.
+    detections = {"p": found((*A, 1.0), (*B, 0.5), (*NOWHERE, 0.4995), (*NOWHERE, 0.0))}
+    assert evaluate(detections, [photo("p", A, B)]).ap50 == 1.0
+
+
+def test_rule_5_the_lowest_score_passes_the_last_threshold() -> None:
+    # There is no threshold 1, but one of 0: the best score enters at 0.999, the worst at 0.
+    assert evaluate({"p": found((*A, 1.0), (*B, 0.0))}, [photo("p", A, B)]).ap50 == 1.0
+
+
 def test_rule_5_counts_are_summed_before_dividing() -> None:
     # p: 1 hit. q: 1 hit and 3 false above it. Summed at the end: 2 hits of 5. A mean of per-photo precision would be
     # (1 + 1/4) / 2.
@@ -322,13 +334,8 @@ def test_buckets_are_half_open_and_can_be_chosen() -> None:
 
 def test_a_silent_detector_and_an_empty_set_have_zero() -> None:
     report = evaluate({}, [photo("p", A)], photo_sizes={"p": (100, 100)})
-    assert (report.ap50, report.ap, report.recall50, report.ap50_strict, report.by_size["large"].ap50) == (
-        0,
-        0,
-        0,
-        0,
-        0,
-    )
+    assert (report.ap50, report.ap, report.recall50, report.ap50_strict) == (0, 0, 0, 0)
+    assert report.by_size["large"].ap50 == 0
     assert evaluate({}, []).ap == 0.0
     assert evaluate({"p": found((*A, 0.9))}, [photo("p")]).ap50_strict == 0.0
 

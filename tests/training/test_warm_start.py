@@ -126,7 +126,7 @@ def test_a_start_without_the_head_leaves_the_head(source: Detector, exported: Pa
     for path in (exported, saved):
         model = build_detector(config)
         before = {k: v.clone() for k, v in model.head.state_dict().items()}
-        past = start_from(path, model, config, pictures(), keep_head=False)
+        past = start_from(path, model, config, pictures(), keep="body")
         assert past == ([stage("unknown", 0, 0.0)] if path == exported else [*earlier, stage("second", 20, 3.0)])
         assert all(torch.equal(before[k], v) for k, v in model.head.state_dict().items())
         other = build_detector(config).backbone.conv1.weight

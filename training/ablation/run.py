@@ -86,7 +86,7 @@ def run(change: Change, seed: int, photos: CropDataset, budget: Budget, place: P
     folder = _folder(change, seed, place)
     folder.mkdir(parents=True, exist_ok=True)
     with join(place.device) as world:
-        options = RunOptions(folder, place.workers, init=place.start, keep_head=budget.keep_head)
+        options = RunOptions(folder, place.workers, init=place.start, keep="all" if budget.keep_head else "body")
         progress = train(config, mine, options, world, validate)
     return Result(
         row=change.name, about=change.about, kind=change.kind, seed=seed, images=progress.images,

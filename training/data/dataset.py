@@ -73,7 +73,8 @@ class Plan(NamedTuple):
 
 
 class CropDataset(Dataset[Sample]):
-    """Annotated photos (and photos without faces), cut by `SampleKey`. origins: where a photo's labels come from."""
+    """Annotated photos (and photos without faces), cut by `SampleKey`. origins: where a photo's labels come from;
+    only: which photos are drawn from at all, bool [photos], where not all are."""
 
     def __init__(
         self,
@@ -81,8 +82,10 @@ class CropDataset(Dataset[Sample]):
         cache: PictureCache,
         config: DataConfig,
         origins: Mapping[str, str] | None = None,
+        only: NDArray[np.bool_] | None = None,
     ) -> None:
         self.photos, self.cache, self.config, self.origins = photos, cache, config, origins or {}
+        self.only = only
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -93,6 +96,8 @@ class CropDataset(Dataset[Sample]):
         machine = np.array([self.origins.get(photo.name) == "pseudo" for photo in self.photos])
         weights = np.where(crowded, self.config.crowd_share, 1.0) * np.where(machine, self.config.machine_share, 1.0)
         weights = weights * [self._wanted(photo.name) for photo in self.photos]
+        if self.only is not None:
+            weights = weights * self.only
         if not weights.any():
             raise ValueError("the data settings leave no photo to train on")
         return weights

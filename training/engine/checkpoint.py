@@ -31,15 +31,23 @@ def remove_partials(folder: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU. Raises ValueError that names the file where it is not one of ours."""
+def read(path: Path) -> dict[str, Any]:
+    """Read a file of `save` to the CPU. Raises FileNotFoundError, and ValueError that names a file that is none."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(content, dict) or "ema" not in content or "config" not in content:
+    if not isinstance(content, dict) or "config" not in content:
+        raise ValueError(f"{path} is not a checkpoint of `python -m training`")
+    return content
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a training run's checkpoint to the CPU. Raises ValueError that names the file where it is not one of ours."""
+    content = read(path)
+    if "ema" not in content:
         raise ValueError(f"{path} is not a checkpoint of `python -m training train`")
     return content
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -24,12 +25,13 @@ from training.data.rotation import rotate
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.optim import Ema, build_optimizer, learning_rate
-from training.engine.warm_start import stage, start_from
+from training.engine.warm_start import Keep, stage, start_from
 from training.files import write_json
 from training.models.detector import Detector, build_detector, normalize
-from training.models.losses import Targets, detection_loss
+from training.models.losses import Losses, Targets, detection_loss
 
 LAST, BEST = "last.pt", "best.pt"
+_TOLERATED_OVERFLOWS = 5
 Validate = Callable[[Detector], dict[str, float]]
 
 
@@ -47,7 +49,7 @@ class Progress:
 class RunOptions:
     """out: the run's folder; workers: loader processes; save_every and validate_every in steps (0: only at the end).
 
-    init: a checkpoint or exported file to start from, without its head unless keep_head.
+    init: a checkpoint or exported file to start from, of which `keep` is taken (see `warm_start.start_from`).
     device_crops: cut crops on the device instead of in loader processes; None: on a GPU that has room for the pictures.
     """
 
@@ -58,7 +60,7 @@ class RunOptions:
     compile: bool = False
     init: Path | None = None
     imagenet: Path | None = None
-    keep_head: bool = True
+    keep: Keep = "all"
     device_crops: bool | None = None
 
 
@@ -84,8 +86,8 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     if world.main:
         checkpoint.remove_partials(options.out)
     if options.init and not last.is_file():
-        stages = start_from(options.init, model, config.model, _some_crops(config, data, device), options.keep_head)
-    optimizer = build_optimizer(model, config.optim)
+        stages = start_from(options.init, model, config.model, some_crops(config, data, device), options.keep)
+    optimizer = build_optimizer(model.parameters(), config.optim)
     ema, progress = Ema(model, config.optim.ema), Progress()
     if last.is_file():
         content = checkpoint.load(last)
@@ -115,6 +117,7 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
             with (options.out / "dev.jsonl").open("a") as log:
                 log.write(json.dumps({"step": progress.step, "images": progress.images, **scores}) + "\n")
 
+    lost = 0
     bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not world.main, mininterval=2.0)
     try:
         for images, targets in batches(config, data, options, world, progress.step, steps):
@@ -130,6 +133,10 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
             progress.seconds += time.monotonic() - began
             if writer and progress.step % 10 == 0:
                 values = {name: float(value) for name, value in terms.items()}
+                lost = 0 if math.isfinite(values["grad"]) else lost + 1
+                if lost >= _TOLERATED_OVERFLOWS:
+                    raise ValueError(f"gradients were not finite in {lost} samples in a row, the last of step "
+                                     f"{progress.step}: the run learns nothing; try precision fp32 or a lower rate")
                 bar.set_postfix({**{k: f"{v:.3f}" for k, v in values.items()}, "lr": f"{rate:.1e}"})
                 for name, value in values.items():
                     writer.add_scalar(f"train/{name}", value, progress.step)
@@ -166,6 +173,28 @@ def train_step(
     done: called with the name of each part of the step once it has been issued.
     """
     network.train()
+    losses = forward_loss(network, config, images, targets, generator, device, done)
+    torch.autograd.backward(losses.cls + losses.box)
+    done("backward")
+    norm = nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
+    # A step whose gradient overflowed would poison weights and average for good.
+    if torch.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    done("optimiser")
+    return {"cls": losses.cls.detach(), "box": losses.box.detach(), "grad": norm, "positives": losses.positives}
+
+
+def forward_loss(
+    network: nn.Module,
+    config: TrainConfig,
+    images: Tensor,
+    targets: list[Targets],
+    generator: torch.Generator,
+    device: torch.device,
+    done: Callable[[str], None] = lambda _part: None,
+) -> Losses:
+    """Augment a batch of crops, uint8 [N, 3, S, S], on the device, run the network and compute its losses."""
     images = images.to(device, non_blocking=True)
     targets = [Targets(t.faces.to(device, non_blocking=True), t.ignored.to(device, non_blocking=True)) for t in targets]
     images, targets = rotate(images, targets, config.rotation, generator)
@@ -176,15 +205,7 @@ def train_step(
     done("forward")
     losses = detection_loss(output, targets, config.loss)
     done("matching and loss")
-    torch.autograd.backward(losses.cls + losses.box)
-    done("backward")
-    norm = nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
-    # A step whose gradient overflowed would poison weights and average for good.
-    if torch.isfinite(norm):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    done("optimiser")
-    return {"cls": losses.cls.detach(), "box": losses.box.detach(), "grad": norm, "positives": losses.positives}
+    return losses
 
 
 def batches(
@@ -230,7 +251,7 @@ def parallel(model: Detector, world: World) -> nn.Module:
     return DistributedDataParallel(model)
 
 
-def _some_crops(config: TrainConfig, data: CropDataset, device: torch.device) -> Iterator[Tensor]:
+def some_crops(config: TrainConfig, data: CropDataset, device: torch.device) -> Iterator[Tensor]:
     """A few batches as the network takes them, to measure norms on."""
     side = max(s.side for s in config.sizes)
     for keys in StreamSampler(data.weights(), [(side, 8, 1.0)], config.seed, 0, 12):

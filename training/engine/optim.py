@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,13 @@ from torch.optim import SGD, AdamW, Optimizer
 from training.config import OptimConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
     """Norms and biases are not decayed by AdamW; SGD decays all, as the paper's number is meant."""
+    every = list(parameters)
     if config.name == "sgd":
-        return SGD(model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
+        return SGD(every, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    decayed = [p for p in every if p.ndim > 1]
+    rest = [p for p in every if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return AdamW(groups, config.lr)
 

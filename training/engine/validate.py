@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,9 +70,21 @@ def score_split(
     detector: Detector, root: Path, split: str, long_side: int, limit: int | None = None
 ) -> dict[str, float]:
     """AP.50, AP and recall of a split by the WIDER protocol."""
+    return _scores(detect_split(detector, root, split, long_side, PostprocessConfig(), limit))
+
+
+def score_pictures(
+    detector: Detector, pictures: Iterable[tuple[PhotoAnnotation, NDArray[np.uint8]]], long_side: int
+) -> dict[str, float]:
+    """The same of decoded pictures, uint8 [h, w, 3], with their annotations."""
+    config = PostprocessConfig()
+    return _scores((photo, detect_picture(detector, pixels, long_side, config)) for photo, pixels in pictures)
+
+
+def _scores(results: Iterable[tuple[PhotoAnnotation, Found]]) -> dict[str, float]:
     found: dict[str, Found] = {}
     photos: list[PhotoAnnotation] = []
-    for photo, faces in detect_split(detector, root, split, long_side, PostprocessConfig(), limit):
+    for photo, faces in results:
         found[photo.name] = faces
         photos.append(photo)
     report = evaluate(found, photos)

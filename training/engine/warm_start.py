@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from service.repository.manifest import MANIFEST_NAME
 from service.repository.store import RepositoryError, load_manifest
 from training.engine import checkpoint
 from training.models.detector import Detector, DetectorConfig, build_detector
+from training.models.necks import NeckOptions
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,21 @@ class _Call:
     norm: nn.BatchNorm2d | None
 
 
+Keep = Literal["all", "body", "backbone"]
+
+
 def start_from(
-    path: Path, model: Detector, config: DetectorConfig, pictures: Iterable[Tensor], keep_head: bool = True
+    path: Path, model: Detector, config: DetectorConfig, pictures: Iterable[Tensor], keep: Keep = "all"
 ) -> list[dict[str, Any]]:
     """Give `model`, built from `config`, the weights in `path`: a checkpoint's average, or an exported `.onnx` file.
 
-    keep_head: False leaves the head as it is; a checkpoint's may then be of any kind, while that of an exported file
-    must have batch norm, no IoU branch and as many convolutions. pictures: as in `load_exported`. Returns the training
-    that the weights have had: stages as `stage` describes them, oldest first. Raises FileNotFoundError, and ValueError
-    where the weights are not of this architecture.
+    keep: what is taken of them, all, backbone and neck (`body`), or the backbone; the rest may then be of another kind
+    than `config`'s. An exported file is read as its manifest describes it, or as `config` does where it has none.
+    pictures: as in `load_exported`. Returns the training that the weights have had: stages as `stage` describes them,
+    oldest first. Raises FileNotFoundError, and ValueError where the weights are not of this architecture.
     """
     if path.suffix == ".onnx":
-        plain = config if keep_head else dataclasses.replace(config, head_norm="batch", iou_branch=False)
+        plain = config if keep == "all" else _exported_config(path, config, keep)
         source = build_detector(plain).to(next(model.parameters()).device)
         load_exported(source, path, pictures)
         past = _stages_of_member(path)
@@ -51,8 +55,9 @@ def start_from(
         done = content.get("progress", {})
         name = content["config"].get("recipe", "unknown")
         past = [*content.get("stages", []), stage(name, done.get("images", 0), done.get("seconds", 0.0))]
-    state = {k: v for k, v in source.state_dict().items() if keep_head or not k.startswith("head.")}
-    wanted = {k for k in model.state_dict() if keep_head or not k.startswith("head.")}
+    parts = {"all": ("",), "body": ("backbone.", "neck."), "backbone": ("backbone.",)}[keep]
+    state = {k: v for k, v in source.state_dict().items() if k.startswith(parts)}
+    wanted = {k for k in model.state_dict() if k.startswith(parts)}
     if lacking := sorted(wanted - state.keys()):
         raise ValueError(f"{path} holds another architecture: it has no {lacking[0]}")
     try:
@@ -60,6 +65,20 @@ def start_from(
     except RuntimeError as error:
         raise ValueError(f"{path} holds another architecture: {str(error).splitlines()[-1].strip()}") from error
     return past
+
+
+def _exported_config(path: Path, config: DetectorConfig, keep: Keep) -> DetectorConfig:
+    """What an exported file holds, as far as it can be known: exports have batch norm and no IoU branch."""
+    plain = dataclasses.replace(config, head_norm="batch", iou_branch=False)
+    if keep == "body":
+        return plain
+    try:
+        made = load_manifest(path.parent / MANIFEST_NAME).architecture
+    except RepositoryError:
+        return plain
+    return dataclasses.replace(
+        plain, neck=made.neck, channels=made.channels, head_convs=made.head_convs, neck_options=NeckOptions()
+    )
 
 
 def stage(recipe: str, images: int, seconds: float) -> dict[str, Any]:

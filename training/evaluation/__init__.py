@@ -1,1 +1,1 @@
-"""Evaluation: the WIDER Face protocol, sources of detections, and the `evaluate` command."""
+"""Evaluation: sources of detections, the protocols of WIDER Face, FDDB and COCO, and the commands that run them."""

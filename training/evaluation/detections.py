@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from service.engines.base import Detections
@@ -27,8 +28,8 @@ Pixels = NDArray[np.uint8]
 class Source(Protocol):
     """A detector at one input size.
 
-    name: for tables, such as `d0`; long_side: of the input, in pixels; fingerprint: changes whenever the answers may
-    change.
+    name: for tables, such as `d0`; long_side: of the input, in pixels, 0 where every picture keeps its own size;
+    fingerprint: changes whenever the answers may change.
     """
 
     @property
@@ -45,12 +46,29 @@ class Source(Protocol):
         ...
 
 
+class Named(Protocol):
+    """An annotated photo, as far as running a detector is concerned. name: its path below the image folder."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Store(Protocol):
+    """Keeps what was found, photo by photo, so that a run that was cut off goes on; `submission.py` has one."""
+
+    def get(self, name: str) -> Detections | None:
+        """What was found in this photo before, or None."""
+        ...
+
+    def put(self, name: str, found: Detections) -> None: ...
+
+
 @dataclass
 class Run:
     """What one source said of one split, and how long it took.
 
-    found, sizes (width, height): by photo name; wall_seconds, cpu_seconds: one a photo, in order, of the call alone
-    (decoding excluded).
+    found, sizes (width, height): by photo name; wall_seconds, cpu_seconds: one a photo that was run, in order, of the
+    call alone (decoding excluded). Photos that came from a store have none.
     """
 
     found: dict[str, Detections] = field(default_factory=dict)
@@ -60,10 +78,17 @@ class Run:
 
 
 def run_source(
-    source: Source, annotations: Iterable[PhotoAnnotation], images: Path, *, warm_up: int = 3, progress: bool = True
+    source: Source,
+    annotations: Iterable[Named],
+    images: Path,
+    *,
+    warm_up: int = 3,
+    progress: bool = True,
+    store: Store | None = None,
 ) -> Run:
     """Run `source` over every annotated photo, one at a time. The first photo is run `warm_up` times more, untimed.
 
+    store: photos that it knows are not run again, and what is found in the others is put there at once.
     Raises FileNotFoundError on a photo that is not there, before the detector is run on any.
     """
     photos = list(annotations)
@@ -73,8 +98,11 @@ def run_source(
             f"{len(missing)} of {len(photos)} annotated photos are not below {images}, such as {missing[0]!r}"
         )
     run = Run()
-    label = f"{source.name} at {source.long_side}"
-    for photo in tqdm(photos, desc=label, unit="photo", disable=not progress, leave=False):
+    for photo in tqdm(photos, desc=title_of(source), unit="photo", disable=not progress, leave=False):
+        known = store.get(photo.name) if store is not None else None
+        if known is not None:
+            run.found[photo.name], run.sizes[photo.name] = known, upright_size(images / photo.name)
+            continue
         pixels = load_picture(images / photo.name)
         while warm_up > 0:
             source(pixels)
@@ -85,7 +113,23 @@ def run_source(
         run.cpu_seconds.append(time.process_time() - cpu)
         run.found[photo.name] = found
         run.sizes[photo.name] = (pixels.shape[1], pixels.shape[0])
+        if store is not None:
+            store.put(photo.name, found)
     return run
+
+
+def title_of(source: Source) -> str:
+    """`d0 at 640`, or `d0 at own size`."""
+    return f"{source.name} at {source.long_side or 'own size'}"
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture by its header, after its EXIF orientation, as `load_picture` decodes it."""
+    with Image.open(path) as image:
+        width, height = image.size
+        # Orientations 5 to 8 lie on their side.
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
 
 
 def read_split(data: Path, split: str, limit: int | None = None) -> tuple[list[PhotoAnnotation], Path]:

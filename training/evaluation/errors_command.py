@@ -15,7 +15,7 @@ import typer
 from training.commands import told
 from training.data.cache import load_picture
 from training.data.wider import PhotoAnnotation
-from training.evaluation.detections import Pixels, Run, Source, read_split, run_source
+from training.evaluation.detections import Pixels, Run, read_split, run_source, title_of
 from training.evaluation.errors import (
     HIT_IOU,
     LOOSE_IOU,
@@ -31,7 +31,7 @@ from training.evaluation.errors import (
 )
 from training.evaluation.sheets import ANNOTATED, DETECTED, IGNORED, Layer, Tile, markdown_table
 from training.evaluation.sheets import write_sheets as write_pages
-from training.evaluation.sources import open_sources
+from training.evaluation.sources import SOURCE_HELP, open_sources
 from training.evaluation.wider import SIZE_BUCKETS
 from training.files import write_bytes, write_json
 
@@ -61,10 +61,7 @@ class Totals:
 
 
 def errors_command(
-    source: Annotated[
-        Path,
-        typer.Argument(help="A checkpoint (.pt), an exported file (.onnx), or a model repository (all its variants)."),
-    ],
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
     out: Annotated[
         Path,
         typer.Option(
@@ -99,10 +96,6 @@ def errors_command(
             head = {"source": one.name, "long_side": one.long_side, "data": data.name, "split": split, "score": score}
             analyse(head, photos, run, folder, lambda name: load_picture(images / name), top)
             typer.echo(f"{title_of(one)}: see {folder / 'summary.md'}")
-
-
-def title_of(source: Source) -> str:
-    return f"{source.name} at {source.long_side}"
 
 
 def check_out(out: Path) -> None:

@@ -71,12 +71,18 @@ def draw_tile(pixels: Pixels, tile: Tile) -> Image.Image:
         part = Image.fromarray(np.ascontiguousarray(pixels[inside[1] : inside[3], inside[0] : inside[2]]))
         cut.paste(part, (inside[0] - left, inside[1] - top))
     picture = cut.resize((TILE, TILE), Image.Resampling.LANCZOS)
-    draw = ImageDraw.Draw(picture)
-    for layer in tile.layers:
-        corners = np.asarray(layer.boxes, dtype=np.float64).reshape(-1, 4) - (left, top, left, top)
-        for x1, y1, x2, y2 in np.rint(corners * TILE / side).astype(int).tolist():
-            draw.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), None, layer.colour, layer.width)
+    draw_layers(picture, tile.layers, (left, top), TILE / side)
     return picture
+
+
+def draw_layers(picture: Image.Image, layers: Iterable[Layer], corner: tuple[float, float], scale: float) -> None:
+    """Draw boxes on a cut-out. corner: left and top of the cut-out in the photo; scale: pixels of the cut-out over
+    pixels of the photo."""
+    draw = ImageDraw.Draw(picture)
+    for layer in layers:
+        corners = np.asarray(layer.boxes, dtype=np.float64).reshape(-1, 4) - (*corner, *corner)
+        for x1, y1, x2, y2 in np.rint(corners * scale).astype(int).tolist():
+            draw.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), None, layer.colour, layer.width)
 
 
 def sheet_size(tiles: int) -> tuple[int, int]:
@@ -94,7 +100,7 @@ def draw_sheet(title: str, tiles: Sequence[Tile], load: Callable[[str], Pixels])
     """One page. load: takes a photo's name, gives its pixels, uint8 [h, w, 3] RGB."""
     page = Image.new("RGB", sheet_size(len(tiles)), _BACKGROUND)
     draw = ImageDraw.Draw(page)
-    _draw_title(draw, title, page.width)
+    draw_title(draw, title, page.width)
     small: Font = ImageFont.load_default(size=11)
     for index, tile in enumerate(tiles):
         left, top = tile_corner(index)
@@ -106,11 +112,14 @@ def draw_sheet(title: str, tiles: Sequence[Tile], load: Callable[[str], Pixels])
     return page
 
 
-def _draw_title(draw: ImageDraw.ImageDraw, title: str, width: int) -> None:
+def draw_title(
+    draw: ImageDraw.ImageDraw, title: str, width: int, legend: Sequence[tuple[str, Colour]] = LEGEND
+) -> None:
+    """Write the first `TITLE` pixels of a page of that width: the title to the left, the colours to the right."""
     font: Font = ImageFont.load_default(size=14)
     draw.text((6, 6), title, fill=_TEXT, font=font)
     right = float(width)
-    for label, colour in reversed(LEGEND):
+    for label, colour in reversed(legend):
         right -= draw.textlength(label, font=font) + 12
         draw.text((right, 6), label, fill=colour, font=font)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -78,24 +79,26 @@ class Detector(nn.Module):
         return Output(logits, deltas, anchors, tuple(h * w for h, w in sizes), quality)
 
 
-def _initialize(model: nn.Module, skip: nn.Module) -> None:
-    """Kaiming initialisation of every convolution outside `skip` (paper, section 5.1.2)."""
-    skipped = set(skip.modules())
+def initialize(model: nn.Module, skip: Sequence[nn.Module] = ()) -> None:
+    """Kaiming initialisation, in place, of every convolution outside the modules `skip` (paper, section 5.1.2)."""
+    skipped = {inner for module in skip for inner in module.modules()}
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module not in skipped:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def build_detector(config: DetectorConfig, neck: nn.Module | None = None) -> Detector:
-    """Build a detector with fresh weights; `neck`, where given, takes the place of the configured one.
+    """Build a detector with fresh weights. `neck`, where given, takes the place of the configured one as it is, with
+    the weights that it has.
 
     Raises ValueError where there is no neck of that name or its options are wrong.
     """
     backbone = ResNetPyramid(config.backbone)
+    given = () if neck is None else (neck,)
     if neck is None:
         neck = build_neck(config.neck, backbone.out_channels, config.channels, config.neck_options)
     levels = len(config.anchors.strides)
     head = Head(config.channels, config.head_convs, levels, config.head_norm, config.iou_branch)
     detector = Detector(backbone, neck, head, config.anchors)
-    _initialize(detector, skip=nn.ModuleList(head.predictors()))
+    initialize(detector, skip=(*head.predictors(), *given))
     return detector

@@ -11,15 +11,55 @@ from collections.abc import Sequence
 from torch import nn
 
 from training.models.necks.base import NeckBuilder, NeckInfo, NeckOptions, resize_like
+from training.models.necks.bifpn import ABiFPN, BiFPN
+from training.models.necks.enhancement import ENHANCEMENTS, EnhancementNeck
+from training.models.necks.fem_fpn import FEMFPN
 from training.models.necks.fpn import FPN, NoAggregation
+from training.models.necks.nas_fcos import NASFCOS
+from training.models.necks.nas_fpn import NASFPN
+from training.models.necks.pafpn import PAFPN
+from training.models.necks.pair import PairAggregation
 
 __all__ = ["NECKS", "NeckBuilder", "NeckInfo", "NeckOptions", "build_neck", "resize_like"]
+
+
+def _enhancement(name: str) -> NeckBuilder:
+    return lambda i, o, x: EnhancementNeck(i, o, ENHANCEMENTS[name], x.levels, x.on_fpn)
+
 
 _ALL = (
     NeckInfo("none", "aggregation", lambda i, o, _: NoAggregation(i, o), "RetinaNet without FPN (paper, Table 1)",
              "laterals carry batch norm and ReLU"),
     NeckInfo("fpn", "aggregation", lambda i, o, _: FPN(i, o), "Lin et al., CVPR 2017; torchvision's structure",
              "laterals and 3x3 carry batch norm and ReLU"),
+    NeckInfo("pafpn", "aggregation", lambda i, o, _: PAFPN(i, o), "Liu et al., CVPR 2018; mmdetection's structure",
+             "every convolution carries batch norm and ReLU"),
+    NeckInfo("bifpn", "aggregation", lambda i, o, _: BiFPN(i, o), "EfficientDet: Tan et al., CVPR 2020",
+             "one repetition"),
+    NeckInfo("abifpn", "aggregation", lambda i, o, _: ABiFPN(i, o), "ACFD: Zhang et al., arXiv 2007.00899",
+             "its abstract names it and no code was found: BiFPN with summed depthwise 3x3, 1x3 and 3x1, each with "
+             "batch norm (ACNet), is our reading of the name; one repetition"),
+    NeckInfo("fem-fpn", "aggregation", lambda i, o, _: FEMFPN(i, o), "DSFD: Li et al., CVPR 2019",
+             "the laterals are the 1x1 on the current map; 1x1s carry batch norm and ReLU; levels 5 to 7 are laterals"),
+    NeckInfo("nas-fpn", "aggregation", lambda i, o, _: NASFPN(i, o), "Ghiasi et al., CVPR 2019; mmdetection's cells",
+             "a five-level design: its cells see P3..P7, and P2 comes from the last P3 by FPN's step; levels 6 and 7 "
+             "are the backbone's, not pooled from P5"),
+    NeckInfo("nas-fcos", "aggregation", lambda i, o, _: NASFCOS(i, o), "Wang et al., CVPR 2020; mmdetection's cells",
+             "a five-level design: its cells make P3, P4, P5, and P2 comes from P3 by FPN's step; the backbone's "
+             "levels 6 and 7 are added to P6 and P7; plain 3x3 instead of deformable ones"),
+    NeckInfo("pair", "aggregation", lambda i, o, x: PairAggregation(i, o, x.pair), "paper, Table 1",
+             "max-pooling (2x2, repeated) from the bottom up, nearest from the top down; a 3x3 on the one level"),
+    NeckInfo("aspp", "enhancement", _enhancement("aspp"),
+             "DetectoRS: Qiao et al., CVPR 2021", "behind laterals, as every enhancement here"),
+    NeckInfo("rfb", "enhancement", _enhancement("rfb"),
+             "RFBNet: Liu et al., ECCV 2018"),
+    NeckInfo("cpm", "enhancement", _enhancement("cpm"),
+             "SSH: Najibi et al., ICCV 2017; PyramidBox: Tang et al., ECCV 2018",
+             "SSH's context module, which PyramidBox's text builds on, without PyramidBox's deeper prediction layers"),
+    NeckInfo("fem-cpm", "enhancement", _enhancement("fem-cpm"),
+             "DSFD: Li et al., CVPR 2019", "the width stays, where DSFD widens to 512"),
+    NeckInfo("rfe", "enhancement", _enhancement("rfe"),
+             "SRN: Chi et al., AAAI 2019; RefineFace: Zhang et al., TPAMI 2020"),
 )  # fmt: skip
 
 NECKS: dict[str, NeckInfo] = {neck.name: neck for neck in _ALL}

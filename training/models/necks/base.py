@@ -16,13 +16,16 @@ LEVELS = (2, 3, 4, 5, 6, 7)  # P2 .. P7, strides 4 .. 128
 class NeckOptions:
     """What some necks can be told beyond their width; the others take no notice.
 
-    levels: the pyramid levels (2 .. 7) that an enhancement acts on, none named: all (Table 2).
+    levels: the pyramid levels (2 .. 7) that an enhancement acts on, none named: all (Table 2); for a searched neck,
+    those of its genotype that there are maps of.
+    on_fpn: an enhancement stands on FPN (Table 2) instead of on plain laterals (Table 4).
     pair: (level, source) of the one aggregation of `pair` (Table 1).
     genotype: JSON of the genotype of a searched neck, empty: the one in `training/genotypes`.
     modules: for each stacked AutoFAE module, whether AutoFE is kept (Table 7's FAE and FA).
     """
 
     levels: tuple[int, ...] = ()
+    on_fpn: bool = False
     pair: tuple[int, int] | None = None
     genotype: str = ""
     modules: tuple[bool, ...] = ()
@@ -51,9 +54,7 @@ class ConvNorm(nn.Sequential):
         self, in_channels: int, out_channels: int, kernel: int, relu: bool = True, stride: int = 1, groups: int = 1
     ) -> None:
         layers: list[nn.Module] = [
-            nn.Conv2d(
-                in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
-            ),
+            nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False),
             nn.BatchNorm2d(out_channels),
         ]
         if relu:
@@ -78,7 +79,7 @@ def resize_like(x: Tensor, target: Tensor) -> Tensor:
     the sizes are those of no pyramid, bilinear interpolation makes up the rest.
     """
     size = target.shape[-2:]
-    while x.shape[-2] > size[0] and x.shape[-1] > size[1]:
+    while x.shape[-2] > size[0] or x.shape[-1] > size[1]:
         x = F.max_pool2d(x, 2, 2, ceil_mode=True)
     if x.shape[-2:] != size:
         x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)

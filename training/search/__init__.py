@@ -1,0 +1,1 @@
+"""The bi-level search for necks (paper, sections 4.1 and 4.2)."""

@@ -1,0 +1,112 @@
+"""`python -m training search`: find a neck on annotated photos."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, cast
+
+import typer
+
+from service.profiling import machine_name
+from training.commands import told
+
+
+def search_command(
+    space: Annotated[
+        str, typer.Argument(help="autofae, autofa, autofe, or a space that the paper compares with, such as darts-fa.")
+    ] = "autofae",
+    data: Annotated[Path, typer.Option(help="Folder in WIDER Face's layout, or its short form.")] = Path(
+        "../shared/data/faces"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder of results; a search found there is resumed.")] = Path(
+        "runs/search"
+    ),
+    budget: Annotated[str, typer.Option(help="smoke, small (CPU), gpu, or paper.")] = "small",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between; the best on the mini-validation wins.")] = (
+        "0,1,2"
+    ),
+    epochs: Annotated[float | None, typer.Option(help="Overrides the budget's length.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Overrides the budget's width.")] = None,
+    position: Annotated[str, typer.Option(help="Of AutoFE: before, middle or after (Table 6).")] = "middle",
+    nodes: Annotated[int, typer.Option(help="Of an AutoFE cell, its input counted.")] = 4,
+    alpha_rule: Annotated[
+        str, typer.Option(help="Of Eq. 2: relative (to the largest alpha) or absolute (as printed).")
+    ] = "relative",
+    gumbel: Annotated[str, typer.Option(help="Temperature of Eq. 6: under the sum, or as printed.")] = "sum",
+    second_order: Annotated[bool, typer.Option(help="Look one weight step ahead (DARTS); twice the time.")] = False,
+    start: Annotated[Path | None, typer.Option(help="Weights whose backbone is taken: a checkpoint or .onnx.")] = None,
+    split: Annotated[str, typer.Option(help="Split to search on; it is divided 9:9:2.")] = "train",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of the network; 0 leaves torch's default.")] = 0,
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
+    cache: Annotated[Path, typer.Option(help="Folder for decoded pictures.")] = Path(".cache/pictures"),
+) -> None:
+    """Search an architecture, once a seed, and keep all and the best.
+
+    OUT/seed-S/genotype.json is what seed S found, with its AP on the photos kept for that;
+    OUT/seed-S/epoch-*.json what it would have been at each epoch; OUT/genotype.json the best of all.
+    Stop it at any time: the same command goes on where it stopped.
+
+    Several processes: torchrun --nproc-per-node 4 -m training search ...
+    """
+    import torch
+
+    from training.data.dataset import load_training_set
+    from training.engine.distributed import world as join
+    from training.models.genotype import Position, describe, save_genotype
+    from training.search.config import BUDGETS
+    from training.search.loop import RESULT, Search, SearchOptions
+    from training.search.relaxation import AlphaRule, GumbelFormula
+    from training.search.spaces import SPACES
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    torch.set_flush_denormal(True)
+    if threads:
+        torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, stop)
+    with told(lambda: f"stopped; run the same command again to go on from {out}"), join(device) as world:
+        for value, known, what in (
+            (budget, tuple(BUDGETS), "budget"), (space, SPACES, "space"),
+            (position, ("before", "middle", "after"), "position"),
+            (alpha_rule, ("relative", "absolute"), "rule"), (gumbel, ("sum", "printed"), "formula"),
+        ):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"no {what} {value!r}; there are {', '.join(known)}")
+        numbers = [int(part) for part in seeds.split(",") if part.strip().isdecimal()]
+        if not numbers or len(numbers) != len(seeds.split(",")):
+            raise ValueError(f"--seeds takes whole numbers with commas between, such as 0,1,2, not {seeds!r}")
+        config = BUDGETS[budget]()
+        chosen = replace(
+            config.options, position=cast(Position, position), nodes=nodes, alpha_rule=cast(AlphaRule, alpha_rule),
+            gumbel=cast(GumbelFormula, gumbel),
+        )  # fmt: skip
+        train = config.train
+        if epochs is not None:
+            train = replace(train, epochs=epochs)
+        if channels is not None:
+            train = replace(train, model=replace(train.model, channels=channels))
+        config = replace(config, space=space, options=chosen, second_order=second_order)
+        photos = load_training_set(data, split, cache, train.data)
+        hardware = torch.cuda.get_device_name() if world.device.type == "cuda" else machine_name()
+        found = []
+        for seed in numbers:
+            options = SearchOptions(out / f"seed-{seed}", data.name, hardware, start, workers)
+            one = Search(replace(config, train=replace(train, seed=seed)), photos, options, world)
+            if world.main:
+                typer.echo(f"{space}, seed {seed}: {one.steps} steps, {one.step} of them done")
+            genotype = one.run()
+            found.append(genotype)
+            if world.main:
+                typer.echo(describe(genotype))
+        best = max(found, key=lambda g: g.provenance.mini_validation_ap50 or 0.0)
+        best = best.model_copy(
+            update={"provenance": best.provenance.model_copy(update={"seeds_tried": tuple(numbers)})}
+        )
+        if world.main:
+            save_genotype(out / RESULT, best)
+            typer.echo(f"best: seed {best.provenance.seed}, kept as {out / RESULT}")

@@ -1,0 +1,137 @@
+"""`python -m training table N`: one of the paper's tables, from the photos to Markdown."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from service.profiling import machine_name
+from training.commands import told
+
+
+def table_command(
+    number: Annotated[int, typer.Argument(help="1 to 8, as the paper numbers them.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder in WIDER Face's layout, or its short form; COCO's folder for table 8.")
+    ] = Path("../shared/data/faces"),
+    budget: Annotated[str, typer.Option(help="smoke, small (CPU) or paper.")] = "small",
+    out: Annotated[Path | None, typer.Option(help="Folder of results. [runs/table-N]")] = None,
+    rows: Annotated[str, typer.Option(help="Only these rows, with commas between; the first always runs.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between. [the budget's]")] = "",
+    genotypes: Annotated[
+        Path | None, typer.Option(help="Folder of kept genotypes, such as training/genotypes; others are searched.")
+    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Weights whose backbone every run begins with.")] = None,
+    imagenet: Annotated[Path | None, typer.Option(help="torchvision ImageNet weights of the backbone, a file.")] = None,
+    official: Annotated[Path | None, typer.Option(help="Folder of WIDER's wider_{easy,medium,hard}_val.mat.")] = None,
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    dev_split: Annotated[str, typer.Option(help="Split to evaluate on: dev, or val of WIDER Face.")] = "dev",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of the network; 0 leaves torch's default.")] = 0,
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
+    cache: Annotated[Path, typer.Option(help="Folder for decoded pictures.")] = Path(".cache/pictures"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints of finished runs.")] = False,
+    list_rows: Annotated[bool, typer.Option("--list", help="List the rows and stop.")] = False,
+) -> None:
+    """Train and evaluate every row of a table, and write it with the paper's values beside ours.
+
+    Searched rows are searched first, on the same photos, unless --genotypes has them.
+    Stop it at any time: finished runs are kept, a run that was cut off is resumed.
+    Two such commands with other --rows or --seeds can share one --out.
+    """
+    import torch
+
+    from training.engine.distributed import world as join
+    from training.evaluation.detections import read_split
+    from training.tables.budget import BUDGETS
+    from training.tables.genotypes import Searches, used
+    from training.tables.report import Settings, open_settings, read_results, write_table
+    from training.tables.rows import table_spec
+    from training.tables.run import Place, folder_of, run, slug
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    torch.set_flush_denormal(True)
+    if threads:
+        torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, stop)
+    with told(lambda: "stopped; the same command goes on with the runs that are not done"):
+        if budget not in BUDGETS:
+            raise ValueError(f"no budget {budget!r}; there are {', '.join(BUDGETS)}")
+        if number == 8:
+            from training.tables.generic import run_generic
+
+            run_generic(data, budget, out or Path("runs/table-8"), genotypes, imagenet, device)
+            return
+        spec = table_spec(number)
+        if list_rows:
+            for row in spec.rows:
+                typer.echo(row.name)
+            return
+        size = BUDGETS[budget]()
+        chosen = _choose(rows, [row.name for row in spec.rows])
+        numbers = _numbers(seeds) if seeds else size.seeds
+        folder = out or Path(f"runs/table-{number}")
+        multi_scale = spec.multi_scale and size.long_side is None
+        with join(device) as world:
+            hardware = torch.cuda.get_device_name() if world.device.type == "cuda" else machine_name()
+            trained = f"{size.images} crops" if size.images else f"{size.train.epochs:g} epochs"
+            sides = ", ".join(f"{s.batch} crops of {s.side} pixels" for s in size.train.sizes)
+            one_pass = f"one pass at long side {size.long_side}" if size.long_side else "one pass at each photo's size"
+            begun = start or imagenet
+            settings = Settings(
+                table=number, budget=budget, data=data.name, split=dev_split,
+                photos=len(read_split(data, dev_split, size.photos or None)[0]),
+                protocol="several scales (0.5, 1, 1.5, 2)" if multi_scale else one_pass,
+                training=f"{trained} of recipe `{size.train.recipe}` in steps of {sides}",
+                start=f"the backbone of `{begun.name}`" if begun else None, hardware=hardware,
+            )  # fmt: skip
+            if world.main:
+                open_settings(folder / "settings.json", settings)
+            searches = Searches(
+                genotypes, folder / "search", size.search, size.search_seeds, data, split, cache, hardware, start
+            )
+            place = Place(data, folder, split, dev_split, cache, start, imagenet, official, workers, keep)
+            made = []
+            for seed, row in ((n, r) for n in numbers for r in spec.rows if r.name in chosen):
+                result = folder / "results" / f"{slug(row.name)}-{seed}.json"
+                if result.is_file():
+                    continue
+                if world.main:
+                    typer.echo(f"{row.name}, seed {seed}")
+                genotype = searches.get(row.wanted, seed, world) if row.wanted else None
+                if genotype is not None:
+                    made.append(genotype)
+                text = genotype.model_dump_json() if genotype else ""
+                done = run(row, text, seed, size, place, world, multi_scale)
+                if world.main:
+                    from training.files import write_json
+
+                    write_json(result, done.model_dump())
+                    if not keep:
+                        shutil.rmtree(folder_of(row, seed, place), ignore_errors=True)
+                    typer.echo(f"  AP.50 {done.scores['ap50']:.4f}, AP {done.scores['ap']:.4f}")
+            if world.main:
+                results = read_results(folder / "results")
+                typer.echo(write_table(folder, spec, settings, results, used(made)))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--seeds takes whole numbers with commas between, such as 0,1,2, not {text!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _choose(text: str, known: list[str]) -> list[str]:
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"no row {name!r} in this table; `--list` names them")
+    return [name for name in known if not wanted or name in wanted or name == known[0]]
