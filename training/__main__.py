@@ -21,6 +21,7 @@ from training.figures.command import figure_app
 from training.generic.command import generic_command
 from training.necks_command import necks_command
 from training.search.command import search_command
+from training.tables.command import table_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -37,6 +38,7 @@ app.add_typer(figure_app, name="figure")
 app.command(name="necks")(necks_command)
 app.command(name="generic")(generic_command)
 app.command(name="search")(search_command)
+app.command(name="table")(table_command)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

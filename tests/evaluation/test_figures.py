@@ -278,6 +278,8 @@ def line(name: str, ours: float | None, paper: float | None) -> dict[str, Any]:
 
 def test_gains_are_against_the_first_row_in_points(tmp_path: Path) -> None:
     rows = [line("FPN", 0.70, 82.9), line("PAFPN", 0.71, 82.4), line("own", 0.69, None), line("later", None, 85.0)]
+    # One seed of two: the means differ by 0.03, the seed that both rows have by 0.02.
+    rows.append(line("paired", 0.73, None) | {"gain": 0.02, "seeds": 1, "spread": None})
     file = write(tmp_path / "table4.json", table(*rows))
     out = tmp_path / "fig2a.png"
     done("gains", file, file, "--out", out)
@@ -290,6 +292,7 @@ def test_gains_are_against_the_first_row_in_points(tmp_path: Path) -> None:
         ("PAFPN", pytest.approx(1.0), pytest.approx(-0.5)),
         ("own", pytest.approx(-1.0), None),
         ("later", None, pytest.approx(2.1)),
+        ("paired", pytest.approx(2.0), None),
     ]
 
 

@@ -101,9 +101,9 @@ def test_architecture_rests_for_the_first_half_and_moves_then(tiny_wider: Path, 
     assert isinstance(genotype, AutoFAEGenotype)
     assert genotype == load_genotype(tmp_path / "run" / "genotype.json")
     assert genotype.provenance.mini_validation_ap50 is not None
-    assert sorted(p.name for p in (tmp_path / "run").glob("epoch-*.json")) == [f"epoch-00{k}.json" for k in range(1, 5)]
+    assert sorted(p.name for p in (tmp_path / "run").glob("step-*")) == [f"step-00000{k}.json" for k in range(1, 7)]
     history = [json.loads(line) for line in (tmp_path / "run" / "architecture.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
+    assert [line["step"] for line in history] == [1, 2, 3, 4, 5, 6]
     for name, values in history[-1]["values"].items():
         assert name.startswith("beta") or sum(values) == pytest.approx(1.0, abs=1e-3)
 

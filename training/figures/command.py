@@ -13,9 +13,10 @@ from training.evaluation.detections import Source, read_split
 from training.evaluation.official import read_subsets
 from training.evaluation.protocols import FLIP_HELP, PROTOCOL_HELP, InputProtocol, label, open_by_protocol
 from training.evaluation.sources import SOURCE_HELP, open_sources
-from training.figures import distribution, front, gains, pictures, precision, roc
+from training.figures import architecture, distribution, front, gains, pictures, precision, roc
 from training.figures.drawing import check_out, encode, new_figure, save
 from training.files import write_bytes, write_json
+from training.models.genotype import describe, load_genotype
 
 figure_app = typer.Typer(
     no_args_is_help=True, help="Draw the paper's figures: a PNG each, with its numbers as JSON beside it."
@@ -178,4 +179,29 @@ def gains_command(
         check_out(out, tables)
         read = gains.read_gains(tables)
         save(gains.draw_gains(read), gains.gains_numbers(read), out)
+        typer.echo(f"wrote {out}")
+
+
+@figure_app.command(name="genotype")
+def genotype_command(
+    genotype: Annotated[Path, typer.Argument(help="A genotype, such as training/genotypes/autofae.json.")], out: Out
+) -> None:
+    """Figure 6: an architecture that was found, as a graph."""
+    with told(lambda: "stopped"):
+        check_out(out, [genotype])
+        found = load_genotype(genotype)
+        save(architecture.draw_genotype(found), found.model_dump(), out)
+        typer.echo(describe(found))
+        typer.echo(f"wrote {out}")
+
+
+@figure_app.command(name="search")
+def search_command(
+    history: Annotated[Path, typer.Argument(help="architecture.jsonl of one seed of a search.")], out: Out
+) -> None:
+    """How alpha, beta, kappa and gamma moved while a search ran."""
+    with told(lambda: "stopped"):
+        check_out(out, [history])
+        lines = architecture.read_history(history)
+        save(architecture.draw_history(lines), {"lines": lines}, out)
         typer.echo(f"wrote {out}")

@@ -30,9 +30,13 @@ class Ours(BaseModel):
 
 
 class Row(BaseModel):
+    """gain: of AP.50 over the first row, as a fraction, where the table's own command has paired
+    the seeds that both rows have; without it the difference of the means is taken."""
+
     name: str
     paper: Paper | None = None
     ours: Ours | None = None
+    gain: float | None = Field(default=None, ge=-1, le=1)
 
 
 class Table(BaseModel):
@@ -66,7 +70,7 @@ def gains_of(table: Table, where: Path) -> Gains:
     rows = [
         Gain(
             name=row.name,
-            ours=None if row.ours is None or base.ours is None else 100 * (row.ours.ap50 - base.ours.ap50),
+            ours=_ours(row, base),
             paper=_difference(row.paper, base.paper),
         )
         for row in table.rows[1:]
@@ -74,6 +78,12 @@ def gains_of(table: Table, where: Path) -> Gains:
     if all(row.ours is None and row.paper is None for row in rows):
         raise ValueError(f"{where}: no row can be compared with the first, {base.name!r}; is that one measured yet?")
     return Gains(table=table.table, baseline=base.name, rows=rows)
+
+
+def _ours(row: Row, base: Row) -> float | None:
+    if row.gain is not None:
+        return 100 * row.gain
+    return None if row.ours is None or base.ours is None else 100 * (row.ours.ap50 - base.ours.ap50)
 
 
 def _difference(row: Paper | None, base: Paper | None) -> float | None:

@@ -51,18 +51,22 @@ def generic_command(
     """
     out = out or Path("runs/generic") / f"{detector}-{neck}"
     with told(lambda: f"stopped; the same command goes on from what is in {out}"):
-        result = _run(
+        result = run_cell(
             detector, neck, backbone, train_images, train_json, val_images, val_json, out, imagenet, genotype, width,
             min_size, max_size, epochs, batch, lr, seed, device, threads, workers,
         )  # fmt: skip
         typer.echo(_line(result))
 
 
-def _run(
+def run_cell(
     detector: str, neck: str, backbone: Any, train_images: Path, train_json: Path, val_images: Path, val_json: Path,
     out: Path, imagenet: Path | None, genotype: Path | None, width: int, min_size: int, max_size: int, epochs: int,
     batch: int, lr: float | None, seed: int, device: str | None, threads: int, workers: int,
 ) -> dict[str, Any]:  # fmt: skip
+    """Train and evaluate one detector with one neck, or read what a finished run left in `out`. -> its result.
+
+    Raises ValueError or OSError that says which setting, file or annotation is wrong.
+    """
     import torch
 
     from service.profiling import machine_name

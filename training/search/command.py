@@ -47,7 +47,7 @@ def search_command(
     """Search an architecture, once a seed, and keep all and the best.
 
     OUT/seed-S/genotype.json is what seed S found, with its AP on the photos kept for that;
-    OUT/seed-S/epoch-*.json what it would have been at each epoch; OUT/genotype.json the best of all.
+    OUT/seed-S/step-*.json what it would have been at each epoch; OUT/genotype.json the best of all.
     Stop it at any time: the same command goes on where it stopped.
 
     Several processes: torchrun --nproc-per-node 4 -m training search ...

@@ -139,7 +139,8 @@ class Search:
             start_from(self.options.start, self.detector, self.config.train.model, crops, "backbone")
         writer = SummaryWriter(str(out)) if main else None
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=not main, mininterval=2.0)
-        epochs = max(1, round(self.config.train.epochs))
+        # At each epoch, and ten times at least, so that short searches leave a history too.
+        marks = max(round(self.config.train.epochs), min(10, self.steps))
         try:
             for weight_batch, arch_batch in self._pairs():
                 began = time.monotonic()
@@ -150,10 +151,10 @@ class Search:
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
                     self._log(writer, values)
                 bar.update()
-                if self.step * epochs // self.steps > (self.step - 1) * epochs // self.steps:
+                if self.step * marks // self.steps > (self.step - 1) * marks // self.steps:
                     check_agreement(self.arch)
                     if main:
-                        self._keep_epoch(self.step * epochs // self.steps)
+                        self._keep_history()
                 if self.options.save_every and self.step % self.options.save_every == 0:
                     self._save()
         except KeyboardInterrupt:
@@ -233,14 +234,14 @@ class Search:
             if kind != "beta":
                 writer.add_scalar(f"entropy/{name}", entropy(chances), self.step)
 
-    def _keep_epoch(self, epoch: int) -> None:
-        """The genotype of this moment, and all probabilities, one line an epoch."""
-        save_genotype(self.options.out / f"epoch-{epoch:03}.json", self.neck.genotype(self._provenance()))
+    def _keep_history(self) -> None:
+        """The genotype of this moment, and all probabilities, one line each time."""
+        save_genotype(self.options.out / f"step-{self.step:06}.json", self.neck.genotype(self._provenance()))
         path = self.options.out / HISTORY
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         lines = [line for line in lines if line["step"] < self.step]
         now = {name: [round(v, 5) for v in p.tolist()] for name, p in self.neck.probabilities().items()}
-        lines.append({"epoch": epoch, "step": self.step, "values": now})
+        lines.append({"step": self.step, "values": now})
         write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _provenance(self, scores: dict[str, float] | None = None) -> Provenance:

@@ -48,6 +48,7 @@ def table_command(
 
     from training.engine.distributed import world as join
     from training.evaluation.detections import read_split
+    from training.files import write_json
     from training.tables.budget import BUDGETS
     from training.tables.genotypes import Searches, used
     from training.tables.report import Settings, open_settings, read_results, write_table
@@ -65,9 +66,9 @@ def table_command(
         if budget not in BUDGETS:
             raise ValueError(f"no budget {budget!r}; there are {', '.join(BUDGETS)}")
         if number == 8:
-            from training.tables.generic import run_generic
+            from training.tables.generic import run_table
 
-            run_generic(data, budget, out or Path("runs/table-8"), genotypes, imagenet, device)
+            typer.echo(run_table(data, budget, out or Path("runs/table-8"), genotypes, imagenet, device))
             return
         spec = table_spec(number)
         if list_rows:
@@ -111,8 +112,6 @@ def table_command(
                 text = genotype.model_dump_json() if genotype else ""
                 done = run(row, text, seed, size, place, world, multi_scale)
                 if world.main:
-                    from training.files import write_json
-
                     write_json(result, done.model_dump())
                     if not keep:
                         shutil.rmtree(folder_of(row, seed, place), ignore_errors=True)

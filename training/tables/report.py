@@ -150,15 +150,15 @@ def _grid(lines: Sequence[Line]) -> list[str]:
     ours = "AP.50 hard" if base.ours and "ap50_hard" in base.ours else "AP.50"
     score = "ap50_hard" if "hard" in ours else "ap50"
     cells = {(line.name.split()[0], line.name.split()[-1]): line for line in rest}
+    mine = {line.name: _number((line.ours or {}).get(score), 100.0) for line in lines}
+    printed = {line.name: _number((line.paper or {}).get("ap50_hard"), 1.0) for line in lines}
     out = []
-    for title, pick in ((ours, lambda line: (line.ours or {}).get(score)),
-                        ("the paper's AP.50 on hard", lambda line: (line.paper or {}).get("ap50_hard"))):  # fmt: skip
-        scale = 1.0 if "paper" in title else 100.0
-        out += [f"{title}; base line ({base.name}): {_number(pick(base), scale)}", ""]
+    for title, values in ((ours, mine), ("the paper's AP.50 on hard", printed)):
+        out += [f"{title}; base line ({base.name}): {values[base.name]}", ""]
         out += ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
         for name in dict.fromkeys(line.name.split()[0] for line in rest):
-            values = [_number(pick(cells[name, c]), scale) if (name, c) in cells else "" for c in columns]
-            out.append(f"| {name} | " + " | ".join(values) + " |")
+            row = [values[cells[name, c].name] if (name, c) in cells else "" for c in columns]
+            out.append(f"| {name} | " + " | ".join(row) + " |")
         out.append("")
     return out[:-1]
 

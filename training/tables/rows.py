@@ -64,7 +64,8 @@ def table_spec(number: int) -> TableSpec:
     """
     makers = {1: _pairs, 2: _levels, 3: _aggregations, 4: _enhancements, 5: _methods, 6: _positions, 7: _family}
     if number not in makers:
-        raise ValueError(f"no table {number} of faces; there are {', '.join(map(str, TABLES))}, and 8 of COCO's objects")
+        known = ", ".join(map(str, TABLES))
+        raise ValueError(f"no table {number} of faces; there are {known}, and 8 of COCO's objects")
     return makers[number]()
 
 

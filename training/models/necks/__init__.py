@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from training.models.necks.autofae import build_autofae
 from training.models.necks.base import NeckBuilder, NeckInfo, NeckOptions, resize_like
 from training.models.necks.bifpn import ABiFPN, BiFPN
 from training.models.necks.enhancement import ENHANCEMENTS, EnhancementNeck
@@ -19,6 +20,7 @@ from training.models.necks.nas_fcos import NASFCOS
 from training.models.necks.nas_fpn import NASFPN
 from training.models.necks.pafpn import PAFPN
 from training.models.necks.pair import PairAggregation
+from training.models.necks.searched import build_cells, build_fusion
 
 __all__ = ["NECKS", "NeckBuilder", "NeckInfo", "NeckOptions", "build_neck", "resize_like"]
 
@@ -60,6 +62,31 @@ _ALL = (
              "DSFD: Li et al., CVPR 2019", "the width stays, where DSFD widens to 512"),
     NeckInfo("rfe", "enhancement", _enhancement("rfe"),
              "SRN: Chi et al., AAAI 2019; RefineFace: Zhang et al., TPAMI 2020"),
+    NeckInfo("autofa", "aggregation", lambda i, o, x: build_autofae("autofa", i, o, x), "paper, section 4.1.1",
+             "f_pre is a 1x1 and f_post a 3x3, with batch norm and ReLU; the first step of a path is f_post alone",
+             searched=True),
+    NeckInfo("autofe", "enhancement", lambda i, o, x: build_autofae("autofe", i, o, x), "paper, section 4.1.2",
+             "four nodes, the input counted; every operation is followed by batch norm and ReLU", searched=True),
+    NeckInfo("autofae", "both", lambda i, o, x: build_autofae("autofae", i, o, x), "paper, sections 4.1 and 5.2.3",
+             "as autofa and autofe", searched=True),
+    NeckInfo("darts-fa", "aggregation", lambda i, o, x: build_fusion("darts-fa", i, o, x),
+             "DARTS: Liu et al., ICLR 2019, in the fully-connected space of Table 3",
+             "an edge is a primitive of the source's lateral, resized before; the two strongest edges a level, then a "
+             "3x3 with batch norm and ReLU; pooling keeps its batch norm", searched=True),
+    NeckInfo("pc-darts-fa", "aggregation", lambda i, o, x: build_fusion("pc-darts-fa", i, o, x),
+             "PC-DARTS: Xu et al., ICLR 2020, in the fully-connected space of Table 3",
+             "as darts-fa", searched=True),
+    NeckInfo("auto-fpn", "aggregation", lambda i, o, x: build_fusion("auto-fpn", i, o, x),
+             "after Auto-FPN: Xu et al., ICCV 2019; its fusion, searched anew",
+             "not the original's architecture, which is not to be had; the candidates (none, skip, separable and "
+             "dilated 3x3 and 5x5) are our reading; the rest as darts-fa, with every edge that beats none",
+             searched=True),
+    NeckInfo("darts-fe", "enhancement", lambda i, o, x: build_cells("darts-fe", i, o, x),
+             "DARTS: Liu et al., ICLR 2019; one cell a level",
+             "behind laterals; both inputs of a cell are the level's map; a 1x1 with batch norm and ReLU brings the "
+             "concatenated nodes back to the width; pooling keeps its batch norm", searched=True),
+    NeckInfo("pc-darts-fe", "enhancement", lambda i, o, x: build_cells("pc-darts-fe", i, o, x),
+             "PC-DARTS: Xu et al., ICLR 2020; one cell a level", "as darts-fe", searched=True),
 )  # fmt: skip
 
 NECKS: dict[str, NeckInfo] = {neck.name: neck for neck in _ALL}

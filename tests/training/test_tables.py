@@ -1,0 +1,176 @@
+"""The paper's tables as commands: which rows there are, what is kept, and what a table says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from training.models.genotype import AutoFAEGenotype, save_genotype
+from training.models.necks import NECKS
+from training.search.space import SpaceConfig, random_genotype
+from training.tables.budget import BUDGETS, smoke_budget
+from training.tables.genotypes import cascade
+from training.tables.report import Result, Settings, markdown, open_settings, read_results, summarise
+from training.tables.rows import TABLES, Row, table_spec
+from training.tables.run import config_of, slug
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+SETTINGS = Settings(
+    table=3, budget="small", data="faces", split="dev", photos=5, protocol="one pass", training="some crops",
+    start=None, hardware="a test",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "rows", "first"),
+    [(1, 31, "none"), (2, 25, "fpn"), (3, 12, "fpn"), (4, 10, "none"), (5, 4, "fpn"), (6, 4, "fpn"), (7, 7, "d0")],
+)
+def test_rows_are_those_of_the_paper(number: int, rows: int, first: str) -> None:
+    spec = table_spec(number)
+    assert len(spec.rows) == rows
+    assert spec.rows[0].name == first
+    assert len({slug(row.name) for row in spec.rows}) == rows
+    assert all(row.neck in NECKS for row in spec.rows)
+
+
+def test_printed_values_stand_at_their_rows() -> None:
+    by_name = {n: {row.name: row.paper or {} for row in table_spec(n).rows} for n in TABLES}
+    assert by_name[1]["P2 with P4"]["ap50_hard"] == 85.0
+    assert by_name[1]["P7 with P2"]["ap50_hard"] == 82.7
+    assert by_name[2]["rfe on P3"]["ap50_hard"] == 87.6
+    assert by_name[3]["autofa"]["ap_hard"] == 47.4
+    assert by_name[4]["autofe"]["ap50_easy"] == 95.2
+    assert by_name[6]["middle"] == by_name[5]["joint search"]
+    assert by_name[7]["d6"]["ap50_hard"] == 92.5
+
+
+def test_the_paper_budget_is_that_of_its_text() -> None:
+    budget = BUDGETS["paper"]()
+    assert budget.train.epochs == 50
+    assert [m * 50 for m in budget.train.optim.milestones] == [30, 40]
+    assert budget.train.optim.lr == 0.01
+    assert budget.seeds == (0, 1, 2)
+
+
+def test_members_stack_modules_as_table_7_has_them() -> None:
+    rows = {row.name: row for row in table_spec(7).rows}
+    assert rows["d0"].options.modules == (False,)
+    assert rows["d6"].options.modules == (True, False, False)
+    budget = BUDGETS["paper"]()
+    model = config_of(rows["d3"], "{}", 1, budget, 100).model
+    assert (model.backbone, model.head_convs, model.channels, model.neck) == ("resnet50", 3, 192, "autofae")
+
+
+def test_a_cascade_has_fa_of_the_one_and_fe_of_the_other() -> None:
+    fa, fe = (random_genotype(SpaceConfig(part=part), 1) for part in ("autofa", "autofe"))  # type: ignore[arg-type]
+    both = cascade(fa, fe, "after")
+    assert both.top_down == fa.top_down
+    assert both.enhancement == fe.enhancement
+    assert both.position == "after"
+
+
+def results(*scores: tuple[str, int, float]) -> list[Result]:
+    return [
+        Result(row=row, seed=seed, scores={"ap50": ap50, "ap": ap50 / 2}, images=1, seconds=1.0, parameters=1_000_000)
+        for row, seed, ap50 in scores
+    ]
+
+
+def test_gain_is_paired_by_seed_and_spread_is_the_range() -> None:
+    runs = results(
+        ("fpn", 0, 0.50), ("fpn", 1, 0.60), ("pafpn", 0, 0.55), ("pafpn", 1, 0.61), ("bifpn", 1, 0.59),
+        ("bifpn", 7, 0.9),
+    )  # fmt: skip
+    lines = {line.name: line for line in summarise(table_spec(3), runs)}
+    assert lines["fpn"].gain is None
+    assert lines["fpn"].spread == pytest.approx(0.10)
+    assert lines["pafpn"].gain == pytest.approx(0.03)
+    assert lines["bifpn"].gain == pytest.approx(-0.01)  # its other seed has no base line
+    assert lines["nas-fpn"].ours is None
+    assert lines["nas-fpn"].seeds == 0
+
+
+def test_markdown_has_both_ours_and_the_papers() -> None:
+    spec = table_spec(3)
+    text = markdown(spec, SETTINGS, summarise(spec, results(("fpn", 0, 0.5), ("pafpn", 0, 0.512))))
+    assert "| pafpn | 1 | 51.2 | 25.6 |  | +1.2 | 1.00 M | 95.3 / 94.1 / 87.3 | 62.1 / 59.4 / 46.8 |" in text
+    assert "Budget `small`: some crops. Started from random weights." in text
+
+
+def test_a_grid_has_levels_against_levels() -> None:
+    spec = table_spec(1)
+    text = markdown(spec, SETTINGS, summarise(spec, results(("none", 0, 0.4), ("P2 with P4", 0, 0.456))))
+    assert "AP.50; base line (none): 40.0" in text
+    assert "| P2 |  |  | 45.6 |  |  |  |" in text
+    assert "| P3 | 83.0 |  | 85.1 | 84.8 | 84.5 | 83.2 |" in text
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    open_settings(tmp_path / "settings.json", SETTINGS)
+    open_settings(tmp_path / "settings.json", SETTINGS)
+    with pytest.raises(ValueError, match="another budget, photos"):
+        open_settings(tmp_path / "settings.json", SETTINGS.model_copy(update={"budget": "paper", "photos": 6}))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "fpn-0.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"fpn-0\.json is not a result"):
+        read_results(tmp_path / "results")
+
+
+def test_rows_differ_in_their_neck_alone() -> None:
+    budget = smoke_budget()
+    a, b = (config_of(Row(n, n), "", 0, budget, 10) for n in ("fpn", "pafpn"))
+    assert a.model.neck == "fpn"
+    assert b.model.neck == "pafpn"
+    assert (a.data, a.loss, a.optim, a.epochs, a.sizes) == (b.data, b.loss, b.optim, b.epochs, b.sizes)
+
+
+def table(number: int, data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command: Sequence[str] = [
+        sys.executable, "-m", "training", "table", str(number), "--budget", "smoke", "--data", str(data), "--out",
+        str(out), "--cache", str(out.parent / "cache"), "--device", "cpu", "--threads", "1", *more,
+    ]  # fmt: skip
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+def test_a_table_from_photos_to_markdown_and_only_once(tiny_wider: Path, tmp_path: Path) -> None:
+    """Two rows, one of them searched; then another with a kept genotype, and nothing is run again."""
+    out = tmp_path / "table"
+    first = table(5, tiny_wider, out, "--rows", "joint search")
+    assert first.returncode == 0, first.stderr[-2000:]
+    done = json.loads((out / "table-5.json").read_text())
+    rows = {row["name"]: row for row in done["rows"]}
+    assert 0 <= rows["joint search"]["ours"]["ap50"] <= 1
+    assert rows["random autofae"]["ours"] is None
+    assert done["genotypes"][0]["method"] == "search"
+    assert not list((out / "runs").iterdir())  # checkpoints of finished runs are not kept
+    kept = tmp_path / "kept"
+    for name in ("autofa", "autofe"):
+        found = random_genotype(SpaceConfig(part=name), 4)  # type: ignore[arg-type]
+        assert isinstance(found, AutoFAEGenotype)
+        save_genotype(kept / f"{name}.json", found)
+    times = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
+    second = table(5, tiny_wider, out, "--rows", "AutoFA + AutoFE,joint search", "--genotypes", str(kept))
+    assert second.returncode == 0, second.stderr[-2000:]
+    assert "searching" not in second.stderr + second.stdout
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert "| AutoFA + AutoFE | 1 |" in (out / "table-5.md").read_text()
+
+
+def test_nonsense_is_refused_in_a_sentence(tiny_wider: Path, tmp_path: Path) -> None:
+    for number, more, said in (
+        (9, (), "no table 9"),
+        (3, ("--rows", "magic"), "no row 'magic'"),
+        (8, (), "table 8 takes COCO's own folders"),
+    ):
+        done = table(number, tiny_wider, tmp_path / "o", *more)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
