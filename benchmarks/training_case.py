@@ -131,7 +131,8 @@ class Trainer:
         self.config, self.place, self.step = config, place, 0
         torch.manual_seed(config.seed)
         model = on_device(build_detector(config.model), place.device)
-        self.optimizer, self.ema, self.model = build_optimizer(model.parameters(), config.optim), Ema(model, config.optim.ema), model
+        self.optimizer = build_optimizer(model.parameters(), config.optim)
+        self.ema, self.model = Ema(model, config.optim.ema), model
         self.network: nn.Module = parallel(model, place)
         if task.case.compile:
             self.network.compile(dynamic=False)

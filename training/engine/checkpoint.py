@@ -45,7 +45,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a training run's checkpoint to the CPU. Raises ValueError that names the file where it is not one of ours."""
+    """Read a training run's checkpoint to the CPU. Raises ValueError that names a file which is none."""
     content = read(path)
     if "ema" not in content:
         raise ValueError(f"{path} is not a checkpoint of `python -m training train`")

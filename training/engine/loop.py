@@ -135,8 +135,10 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
                 values = {name: float(value) for name, value in terms.items()}
                 lost = 0 if math.isfinite(values["grad"]) else lost + 1
                 if lost >= _TOLERATED_OVERFLOWS:
-                    raise ValueError(f"gradients were not finite in {lost} samples in a row, the last of step "
-                                     f"{progress.step}: the run learns nothing; try precision fp32 or a lower rate")
+                    raise ValueError(
+                        f"gradients were not finite in {lost} samples in a row, the last of step "
+                        f"{progress.step}: the run learns nothing; try precision fp32 or a lower rate"
+                    )
                 bar.set_postfix({**{k: f"{v:.3f}" for k, v in values.items()}, "lr": f"{rate:.1e}"})
                 for name, value in values.items():
                     writer.add_scalar(f"train/{name}", value, progress.step)

@@ -28,7 +28,7 @@ def run_table(
     data: holds train2017, val2017 and annotations/instances_{train,val}2017.json. Raises FileNotFoundError where one
     of them is missing, and what `python -m training generic` raises.
     """
-    files = {
+    files: dict[str, Any] = {
         "train_images": data / "train2017", "val_images": data / "val2017",
         "train_json": data / "annotations" / "instances_train2017.json",
         "val_json": data / "annotations" / "instances_val2017.json",
@@ -57,8 +57,8 @@ def markdown(rows: list[dict[str, Any]], budget: str, data: str) -> str:
     lines = [
         f"# Table 8: {TITLE}",
         "",
-        f"Budget `{budget}`, data `{data}`, {rows[0]['run']['hardware']}. The paper's values are of COCO and of its own "
-        "training.",
+        f"Budget `{budget}`, data `{data}`, {rows[0]['run']['hardware']}. The paper's values are of COCO and of its "
+        "own training.",
         "",
         "| detector and neck | AP | AP.50 | AP.75 | paper AP | AP.50 | AP.75 |",
         "|---|---:|---:|---:|---:|---:|---:|",
