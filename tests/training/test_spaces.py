@@ -1,23 +1,34 @@
-"""The search spaces that the paper compares with, and the discrete necks that come out of them."""
+"""The search spaces that the paper compares with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.onnx_graph import OPSET
+from tests.training.searching import (
+    AVG,
+    DIL3,
+    DIL5,
+    MAX,
+    NONE,
+    OTHERS,
+    SEP3,
+    SEP5,
+    SKIP,
+    SMALL,
+    SOMEHOW,
+    WIDTHS,
+    chances,
+    one_hot,
+    pyramid,
+    set_arch,
+    stir,
+)
 from training.models.genotype import (
-    CellEdge,
-    CellGenotype,
-    FusionEdge,
-    FusionGenotype,
-    Provenance,
     load_genotype,
     parse,
     save_genotype,
@@ -27,80 +38,11 @@ from training.models.necks.base import resize_like
 from training.models.necks.primitives import PRIMITIVES, build_kept, build_primitive
 from training.models.necks.searched import CellEnhancement, FullyConnectedFusion
 from training.models.operations import Float32Conv2d
-from training.search.base import SearchableNeck
 from training.search.cells import CellSearch
 from training.search.fully_connected import AUTO_FPN, FullyConnectedSearch
 from training.search.mixed import MixedEdge, shuffle_order, strongest, top_edges
 from training.search.space import AutoFAESearch, SpaceConfig
 from training.search.spaces import SPACES, build_space, random_genotype_of
-
-FUSION, CELLS = ("darts-fa", "pc-darts-fa", "auto-fpn"), ("darts-fe", "pc-darts-fe")
-OTHERS = (*FUSION, *CELLS)
-WIDTHS = (5, 4, 6)
-SMALL = SpaceConfig(levels=(2, 3, 4), nodes=2)
-SOMEHOW = Provenance(method="hand")
-NONE, MAX, AVG, SKIP, SEP3, SEP5, DIL3, DIL5 = range(8)
-
-
-def pyramid(height: int, width: int, batch: int = 1, widths: Sequence[int] = WIDTHS) -> list[Tensor]:
-    """Random maps as the backbone would make them of such a picture, finest first."""
-    generator = torch.Generator().manual_seed(height * width)
-    sizes = [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32, 64, 128)]
-    return [torch.randn(batch, c, *size, generator=generator) for c, size in zip(widths, sizes, strict=False)]
-
-
-def set_arch(neck: SearchableNeck, values: Mapping[str, Sequence[float]]) -> None:
-    """Probabilities by name; parameters not named become undecided."""
-    with torch.no_grad():
-        for name, parameter in neck.arch.items():
-            parameter.copy_(torch.tensor(values[name]).log() if name in values else torch.zeros_like(parameter))
-
-
-def one_hot(index: int, count: int = 8) -> list[float]:
-    return [1.0 if k == index else 0.0 for k in range(count)]
-
-
-def chances(**of: float) -> list[float]:
-    """Probabilities of DARTS's operations: those named, and the rest of 1 on `none`."""
-    values = [of.get(name, 0.0) for name in PRIMITIVES]
-    values[NONE] = 1.0 - sum(values)
-    return values
-
-
-def stir(neck: nn.Module) -> None:
-    """Statistics and scales of batch norms as training might leave them, so that none is an identity."""
-    for module in neck.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 2.0)
-            if module.affine:
-                nn.init.normal_(module.weight, 1.0, 0.2)
-                nn.init.normal_(module.bias, 0.0, 0.2)
-
-
-def full_genotype(name: str) -> str:
-    """Of six levels, with every operation of the space in it."""
-    if name in CELLS:
-        nodes = tuple(
-            tuple(CellEdge(input=(n + k) % n, operation=PRIMITIVES[1 + (2 * n + k) % 7], strength=0.5) for k in (0, 1))
-            for n in range(2, 6)
-        )
-        method = "darts" if name == "darts-fe" else "pc-darts"
-        return CellGenotype(method=method, levels=range(2, 8), nodes=nodes, provenance=SOMEHOW).model_dump_json()
-    operations = AUTO_FPN[1:] if name == "auto-fpn" else PRIMITIVES[1:]
-    edges = tuple(
-        tuple(
-            FusionEdge(source=s, operation=operations[(t + s) % len(operations)], strength=0.5)
-            for s in sorted({2 + t % 6, 2 + (t * 5) % 6})
-        )
-        for t in range(2, 8)
-    )
-    made = FusionGenotype(
-        method=name.removesuffix("-fa"), levels=range(2, 8), edges=edges, provenance=SOMEHOW
-    )  # fmt: skip
-    return made.model_dump_json()
 
 
 @pytest.mark.parametrize("name", PRIMITIVES)
@@ -411,62 +353,3 @@ def test_spaces_are_named() -> None:
     for name in OTHERS:
         with pytest.raises(ValueError, match=r"2 maps for the levels \(2, 3, 4\)"):
             build_space(name, (1, 1), 2, SMALL)
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_neck_refuses_a_genotype_of_another(name: str) -> None:
-    other = OTHERS[(OTHERS.index(name) + 1) % len(OTHERS)]
-    with pytest.raises(ValueError, match=rf"^{name} takes a genotype .* not one of "):
-        build_neck(name, (1,) * 6, 2, NeckOptions(genotype=full_genotype(other)))
-    with pytest.raises(ValueError, match=r"has the levels .* but there are 2 maps"):
-        build_neck(name, (1, 1), 2, NeckOptions(genotype=full_genotype(name)))
-    with pytest.raises(ValueError, match=r"has the levels .*, not 8"):
-        build_neck(name, (1, 1), 2, NeckOptions(genotype=full_genotype(name), levels=(7, 8)))
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_neck_takes_some_levels_of_its_genotype(name: str) -> None:
-    neck = build_neck(name, WIDTHS, 4, NeckOptions(genotype=full_genotype(name), levels=(3, 4, 5))).eval()
-    maps = pyramid(50, 39)
-    with torch.no_grad():
-        assert [x.shape for x in neck(maps)] == [(1, 4, *x.shape[2:]) for x in maps]
-    if isinstance(neck, FullyConnectedFusion):
-        assert all(source in (0, 1, 2) for sources in neck.sources for source in sources)  # places, not levels
-
-
-class _Flat(nn.Module):
-    """Takes the maps one by one, as an exported graph does."""
-
-    def __init__(self, neck: nn.Module) -> None:
-        super().__init__()
-        self.neck = neck
-
-    def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.neck(list(maps)))
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_an_exported_neck_gives_the_same_at_another_size(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    widths = (3, 4, 5, 6, 4, 3)
-    made = build_neck(name, widths, 5, NeckOptions(genotype=full_genotype(name)))
-    stir(made)
-    neck = _Flat(made).eval()
-    inputs = [f"c{i}" for i in range(6)]
-    file = tmp_path / "neck.onnx"
-    with torch.no_grad():
-        torch.onnx.export(
-            neck, tuple(pyramid(192, 160, widths=widths)), file, input_names=inputs,
-            output_names=[f"p{i}" for i in range(6)],
-            dynamic_axes={i: {2: f"{i}_height", 3: f"{i}_width"} for i in inputs}, opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    for size in ((97, 65), (333, 201)):
-        maps = pyramid(*size, widths=widths)
-        with torch.no_grad():
-            expected = neck(*maps)
-        got = session.run(None, {name: x.numpy() for name, x in zip(inputs, maps, strict=True)})
-        for mine, theirs in zip(expected, got, strict=True):
-            torch.testing.assert_close(mine, torch.from_numpy(theirs), atol=1e-4, rtol=1e-4)

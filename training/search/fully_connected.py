@@ -18,8 +18,8 @@ from training.search.mixed import MixedEdge, Ranked, copy_weights, strongest, to
 
 FusionMethod = Literal["darts", "pc-darts", "auto-fpn"]
 
-# Auto-FPN (Xu et al., ICCV 2019, section 3.1) has no pooling: skip, none, separable and dilated convolutions. No code
-# of it was found, and kernels 3 and 5 with dilation 2 are our reading.
+# Auto-FPN (Xu et al., ICCV 2019), whose abstract alone was at hand: skip, none, separable and dilated convolutions; no
+# pooling, kernels 3 and 5 and dilation 2 are our reading.
 AUTO_FPN = (NONE, SKIP, "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
 
