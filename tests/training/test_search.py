@@ -22,6 +22,7 @@ from training.data.dataset import DataConfig, load_training_set
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.models.genotype import AutoFAEGenotype, load_genotype
+from training.models.losses import Losses
 from training.search.bilevel import backward, first_order, second_order
 from training.search.config import smoke_search
 from training.search.loop import Search, SearchOptions, search_steps, split_photos, temperature
@@ -143,6 +144,22 @@ def test_second_order_runs_to_the_end(tiny_wider: Path, tmp_path: Path) -> None:
     search.run()
     assert all(bool(torch.isfinite(p).all()) for p in search.detector.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, search.arch, strict=True))
+
+
+def test_a_search_that_learns_nothing_stops_and_says_so(
+    tiny_wider: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = tiny_search(tiny_wider, tmp_path / "run", train=replace(smoke_search().train, epochs=20.0))
+
+    def not_a_number(network: nn.Module, *_: object) -> Losses:
+        total = torch.stack([p.sum() for p in network.parameters()]).sum() * float("nan")
+        return Losses(total, total, total)
+
+    monkeypatch.setattr("training.search.loop.forward_loss", not_a_number)
+    before = [p.detach().clone() for p in search.weights]
+    with pytest.raises(ValueError, match="10 gradients in a row were not finite at step 9"):
+        search.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, search.weights, strict=True))
 
 
 def cli(data: Path, out: Path, *more: str, ranks: int = 1) -> list[str]:

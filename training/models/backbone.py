@@ -54,10 +54,17 @@ class ResNetPyramid(nn.Module):
     def load_imagenet(self, path: Path) -> None:
         """Load a torchvision ImageNet checkpoint from a local file. Nothing is ever downloaded.
 
-        Raises ValueError where the file's tensors are not those of this ResNet.
+        Raises FileNotFoundError, and ValueError where the file's tensors are not those of this ResNet.
         """
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        if not isinstance(stored, dict):
+            raise ValueError(f"{path} is not a checkpoint of this ResNet: it holds a {type(stored).__name__}")
+        state = {key: value for key, value in stored.items() if not key.startswith("fc.")}
         missing, unexpected = self.load_state_dict(state, strict=False)
         missing = [key for key in missing if not key.startswith(("layer5.", "layer6."))]
         if missing or unexpected:

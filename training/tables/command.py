@@ -98,7 +98,7 @@ def table_command(
             searches = Searches(
                 genotypes, folder / "search", size.search, size.search_seeds, data, split, cache, hardware, start
             )
-            place = Place(data, folder, split, dev_split, cache, start, imagenet, official, workers, keep)
+            place = Place(data, folder, split, dev_split, cache, start, imagenet, official, workers)
             made = []
             for seed, row in ((n, r) for n in numbers for r in spec.rows if r.name in chosen):
                 result = folder / "results" / f"{slug(row.name)}-{seed}.json"

@@ -26,7 +26,7 @@ from training.tables.rows import Row
 @dataclass(frozen=True)
 class Place:
     """Where runs happen. data: annotated photos; out: the table's folder; start, imagenet: weights whose backbone each
-    run begins with; official: folder of WIDER's subsets, if wanted; keep: whether checkpoints of finished runs stay."""
+    run begins with; official: folder of WIDER's subsets, if wanted; workers: loader processes."""
 
     data: Path
     out: Path
@@ -37,7 +37,6 @@ class Place:
     imagenet: Path | None
     official: Path | None
     workers: int
-    keep: bool
 
 
 def config_of(row: Row, genotype: str, seed: int, budget: TableBudget, photos: int) -> TrainConfig:
