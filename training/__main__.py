@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from training.ablation.command import ablate_command
-from training.commands import told
+from training.commands import stop_on_sigterm, told
 from training.evaluation.command import evaluate_command, score_submission_command
 from training.evaluation.errors_command import errors_command
 from training.evaluation.fddb_command import evaluate_fddb_command
@@ -39,10 +37,6 @@ app.command(name="necks")(necks_command)
 app.command(name="generic")(generic_command)
 app.command(name="search")(search_command)
 app.command(name="table")(table_command)
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(message: object) -> typer.Exit:
@@ -111,7 +105,7 @@ def train(
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, _stop)
+    stop_on_sigterm()
     options = RunOptions(out, workers, save_every, validate_every, compile, init, imagenet, device_crops=CROPS[crops])
     with told(lambda: f"stopped; run the same command again to go on from {out / 'last.pt'}"), join(device) as world:
         out.mkdir(parents=True, exist_ok=True)

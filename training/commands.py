@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import typer
 
@@ -19,3 +21,20 @@ def told(stopped: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(stopped(), err=True)
         raise typer.Exit(130) from None
+
+
+def stop_on_sigterm() -> None:
+    """Make SIGTERM, which schedulers and containers send, an interrupt as Ctrl-C is."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """`0,1,2` -> (0, 1, 2), each once. Raises ValueError that names the option."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{option} takes whole numbers with commas between, such as 0,1,2, not {text!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))

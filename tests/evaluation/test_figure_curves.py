@@ -15,7 +15,7 @@ from tests.evaluation.test_sources import constant_graph, write_split
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import read_split
 from training.evaluation.fddb import FddbCurves
-from training.evaluation.wider import average_precision, evaluate
+from training.evaluation.wider import average_precision, evaluate, precision_recall
 from training.figures import precision, roc
 
 # Figure 7, WIDER
@@ -44,7 +44,7 @@ def random_case(seed: int) -> tuple[dict[str, Detections], list[PhotoAnnotation]
 @pytest.mark.parametrize("seed", range(6))
 def test_the_area_under_the_curve_is_the_ap_that_is_reported(seed: int) -> None:
     found, photos = random_case(seed)
-    recall, precision_ = precision.precision_recall(found, photos)
+    recall, precision_ = precision_recall(found, photos)
     report = evaluate(found, photos)
     assert 0.1 < report.ap50 < 1
     assert average_precision(recall, precision_) == pytest.approx(report.ap50, abs=1e-12)
@@ -57,13 +57,13 @@ def test_precision_and_recall_by_hand() -> None:
     truth = np.array([[0, 0, 50, 50], [100, 0, 150, 50]], dtype=np.float64)
     boxes = np.array([[0, 0, 50, 50], [300, 300, 350, 350], [100, 0, 150, 50]], dtype=np.float32)
     found = {"a": Detections(boxes, np.array([1.0, 0.5, 0.0], dtype=np.float32))}
-    recall, exact = precision.precision_recall(found, [PhotoAnnotation("a", truth, np.zeros(2, dtype=bool))])
+    recall, exact = precision_recall(found, [PhotoAnnotation("a", truth, np.zeros(2, dtype=bool))])
     # Threshold number t is 1 - (t + 1) / 1000.
     assert (recall[0], exact[0]) == (0.5, 1.0)
     assert (recall[498], exact[498]) == (0.5, 1.0)  # 0.501
     assert (recall[499], exact[499]) == (0.5, 0.5)  # 0.500
     assert (recall[999], exact[999]) == (1.0, pytest.approx(2 / 3))
-    nothing = precision.precision_recall({}, [PhotoAnnotation("a", truth, np.zeros(2, dtype=bool))])
+    nothing = precision_recall({}, [PhotoAnnotation("a", truth, np.zeros(2, dtype=bool))])
     assert not nothing[0].any()
     assert not nothing[1].any()
     first = precision.drawn_part(np.array([0, 0, 0.5]), np.array([0, 0, 1.0]))

@@ -13,7 +13,7 @@ from service.profiling import machine_name
 from service.repository.store import sha256_of
 from training.ablation.changes import BASE, Change, changes
 from training.ablation.table import Budget, Table, markdown
-from training.commands import told
+from training.commands import told, whole_numbers
 from training.files import write_bytes, write_json
 
 # Kinds of photos in the data that this project was developed on; on other data, --without names the folders.
@@ -76,7 +76,7 @@ def ablate_command(
             return
         if side % 8:
             raise ValueError(f"--side must be a multiple of 8, not {side}")
-        chosen, wanted = _choose(rows, known), _numbers(seeds)
+        chosen, wanted = _choose(rows, known), whole_numbers("--seeds", seeds)
         for name, there in ((base, RECIPES), (member, MEMBERS)):
             if name not in there:
                 raise ValueError(f"no {name!r}; there are {', '.join(there)}")
@@ -118,13 +118,6 @@ def ablate_command(
 def _write(table: Table, out: Path) -> None:
     write_json(out / "table.json", table.model_dump())
     write_bytes(out / "table.md", markdown(table, BASE).encode())
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--seeds takes whole numbers with commas between, such as 0,1,2, not {text!r}")
-    return list(dict.fromkeys(int(part) for part in parts))
 
 
 def _kinds(without: list[str] | None) -> dict[str, tuple[str, ...]]:

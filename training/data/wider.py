@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,19 @@ class PhotoAnnotation:
 
 def read_annotations(path: Path) -> list[PhotoAnnotation]:
     """Read one annotation file. Raises ValueError that names file and line where the format is broken."""
+    return [_annotation(name, rows) for name, rows in read_blocks(path, "boxes", _row)]
+
+
+def read_blocks(
+    path: Path, things: str, read_row: Callable[[Path, int, list[str]], list[float]]
+) -> Iterator[tuple[str, list[list[float]]]]:
+    """Yield (name, rows) of a file that lists, for each photo, its name, a number, and so many lines, as WIDER Face's
+    and FDDB's annotations do.
+
+    things: what the lines are, for messages; read_row: (path, index of the line, all lines) -> numbers. Raises
+    ValueError that names file and line where there is no number, and what `read_row` raises.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
-    photos: list[PhotoAnnotation] = []
     at = 0
     while at < len(lines):
         name = lines[at].strip()
@@ -36,14 +48,12 @@ def read_annotations(path: Path) -> list[PhotoAnnotation]:
         try:
             count = int(lines[at + 1])
         except (IndexError, ValueError):
-            raise ValueError(f"{path}:{at + 2}: expected the number of boxes of {name!r}") from None
-        # A photo without faces has one row of zeros in WIDER's files.
-        rows = [_row(path, at + 2 + k, lines) for k in range(count)]
+            raise ValueError(f"{path}:{at + 2}: expected the number of {things} of {name!r}") from None
+        yield name, [read_row(path, at + 2 + k, lines) for k in range(count)]
         at += 2 + count
+        # A photo without faces has one row of zeros in WIDER's files.
         if count == 0 and at < len(lines) and _is_zero_row(lines[at]):
             at += 1
-        photos.append(_annotation(name, rows))
-    return photos
 
 
 def _row(path: Path, at: int, lines: list[str]) -> list[float]:

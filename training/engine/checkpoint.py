@@ -31,16 +31,17 @@ def remove_partials(folder: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read a file of `save` to the CPU. Raises FileNotFoundError, and ValueError that names a file that is none."""
+def read(path: Path, wanted: str = "config") -> dict[str, Any]:
+    """Read a file of `save` to the CPU. Raises FileNotFoundError, and ValueError that names a file that is none, or
+    has no entry `wanted`."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(content, dict) or "config" not in content:
-        raise ValueError(f"{path} is not a checkpoint of `python -m training`")
+    if not isinstance(content, dict) or wanted not in content:
+        raise ValueError(f"{path} is not a checkpoint of this command")
     return content
 
 

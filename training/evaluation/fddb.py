@@ -10,7 +10,7 @@ The one difference: it counts pixels, here areas are exact (see `ellipses.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.wider import read_blocks
 from training.evaluation.ellipses import (
     EllipseFit,
     ellipses_of_boxes,
@@ -106,7 +107,10 @@ def read_folds(root: Path) -> tuple[list[FddbPhoto], Path]:
             if not path.is_file():
                 raise FileNotFoundError(f"no {path}: all ten folds are evaluated together")
         names = listed.read_text(encoding="utf-8").split()
-        found = list(_read_ellipses(annotated, fold))
+        found = [
+            FddbPhoto(f"{name}.jpg", fold, np.array(rows, dtype=np.float64).reshape(-1, 5))
+            for name, rows in read_blocks(annotated, "ellipses", _ellipse)
+        ]
         if [photo.name for photo in found] != [f"{name}.jpg" for name in names]:
             raise ValueError(f"{annotated} does not annotate the photos that {listed} lists, in its order")
         photos += found
@@ -118,24 +122,7 @@ def _list_name(fold: int) -> str:
     return f"FDDB-fold-{fold:02}.txt"
 
 
-def _read_ellipses(path: Path, fold: int) -> Iterator[FddbPhoto]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    at = 0
-    while at < len(lines):
-        name = lines[at].strip()
-        if not name:
-            at += 1
-            continue
-        try:
-            count = int(lines[at + 1])
-        except (IndexError, ValueError):
-            raise ValueError(f"{path}:{at + 2}: expected the number of ellipses of {name!r}") from None
-        rows = [_ellipse(path, at + 2 + k, lines) for k in range(count)]
-        at += 2 + count
-        yield FddbPhoto(f"{name}.jpg", fold, np.array(rows, dtype=np.float64).reshape(-1, 5))
-
-
-def _ellipse(path: Path, at: int, lines: Sequence[str]) -> list[float]:
+def _ellipse(path: Path, at: int, lines: list[str]) -> list[float]:
     try:
         values = [float(value) for value in lines[at].split()]
         if len(values) < 5 or not np.isfinite(values).all() or min(values[:2]) <= 0:

@@ -316,14 +316,30 @@ def decide(
     return hit, proposal
 
 
+def precision_recall(
+    detections: Mapping[str, Found], photos: Sequence[Photo], iou: float = 0.5
+) -> tuple[Floats, Floats]:
+    """(recall, precision) at each of the 1000 thresholds, rules 1 to 6; float64 [1000] each, zeros without a face or a
+    detection. `average_precision` of the two is the AP that `evaluate` reports."""
+    ignore = np.concatenate([np.zeros(0, dtype=bool), *(np.asarray(photo.ignore, dtype=bool) for photo in photos)])
+    return _precision_recall(match_photos(detections, photos, None), ignore, iou)
+
+
 def _average_precision_at(
     matches: _Matches, ignore: NDArray[np.bool_], iou: float, bucket: SizeBucket | None = None
 ) -> float:
     """Rules 1 and 5 to 7 at one IoU threshold."""
+    return average_precision(*_precision_recall(matches, ignore, iou, bucket))
+
+
+def _precision_recall(
+    matches: _Matches, ignore: NDArray[np.bool_], iou: float, bucket: SizeBucket | None = None
+) -> tuple[Floats, Floats]:
+    """Rules 1, 5 and 6. -> (recall, precision), float64 [THRESHOLDS] each."""
     hit, proposal = decide(matches, ignore, iou, bucket)
     faces = int((~ignore).sum())
     if not faces or not matches.scores.size:
-        return 0.0
+        return np.zeros(THRESHOLDS), np.zeros(THRESHOLDS)
     thresholds = 1.0 - np.arange(1, THRESHOLDS + 1) / THRESHOLDS
     # The first threshold (they fall) that lets a detection through; the same detections pass as with MATLAB's cut of
     # a sorted list.
@@ -331,8 +347,7 @@ def _average_precision_at(
     counted = matches.in_photo_with_faces  # Rule 6.
     hits = np.cumsum(np.bincount(entry[hit & counted], minlength=THRESHOLDS))
     proposals = np.cumsum(np.bincount(entry[proposal & counted], minlength=THRESHOLDS))
-    precision = np.divide(hits, proposals, out=np.zeros(THRESHOLDS), where=proposals > 0)
-    return average_precision(hits / faces, precision)
+    return hits / faces, np.divide(hits, proposals, out=np.zeros(THRESHOLDS), where=proposals > 0)
 
 
 def _curve(matches: _Matches, ignore: NDArray[np.bool_], iou: float) -> tuple[Floats, Floats, Floats]:

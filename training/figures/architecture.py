@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.figures.drawing import LINES, new_figure, style
-from training.models.genotype import AutoFAEGenotype, CellGenotype, EnhancementCell, FusionGenotype
+from training.models.genotype import AnyGenotype, AutoFAEGenotype, CellGenotype, EnhancementCell, FusionGenotype
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ _NODE, _WARM, _COOL = "#dce9f2", "#d9822b", "#145a86"
 _LAST_EPOCHS = "architecture.jsonl"
 
 
-def draw_genotype(genotype: AutoFAEGenotype | FusionGenotype | CellGenotype) -> Figure:
+def draw_genotype(genotype: AnyGenotype) -> Figure:
     """The graph of a genotype: levels as lines, the finest at the bottom, from left to right as data flows.
 
     Raises ValueError where networkx or matplotlib is not installed.

@@ -12,16 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Source, run_source
-from training.evaluation.wider import (
-    THRESHOLDS,
-    Floats,
-    Found,
-    Photo,
-    average_precision,
-    decide,
-    match_photos,
-    normalise_scores,
-)
+from training.evaluation.wider import Floats, Found, average_precision, precision_recall
 from training.figures.drawing import line_style, new_figure, style
 from training.files import write_json
 
@@ -53,31 +44,6 @@ class Curves(BaseModel):
     photos: int
     protocol: str
     rows: list[Curve] = []
-
-
-def precision_recall(
-    detections: Mapping[str, Found], photos: Sequence[Photo], iou: float = 0.5
-) -> tuple[Floats, Floats]:
-    """(recall, precision) at each of the 1000 thresholds, rules 1 to 6 of the protocol; float64 [1000] each.
-
-    `average_precision` of the two is the AP that `evaluate` reports. detections: by photo name, as for `evaluate`.
-    Without a face or a detection, zeros.
-    """
-    ignore = np.concatenate([np.zeros(0, dtype=bool), *(np.asarray(photo.ignore, dtype=bool) for photo in photos)])
-    matches = match_photos(detections, photos, None)
-    faces = int((~ignore).sum())
-    if not faces or not matches.scores.size:
-        return np.zeros(THRESHOLDS), np.zeros(THRESHOLDS)
-    hit, proposal = decide(matches, ignore, iou)
-    thresholds = 1.0 - np.arange(1, THRESHOLDS + 1) / THRESHOLDS
-    # How many scores lie under a threshold tells how many pass it: sorted scores, counted from the top.
-    scores, counted = normalise_scores(matches.scores), matches.in_photo_with_faces
-
-    def passing(chosen: Floats) -> Floats:
-        return len(chosen) - np.searchsorted(np.sort(chosen), thresholds, side="left").astype(np.float64)
-
-    hits, proposals = passing(scores[hit & counted]), passing(scores[proposal & counted])
-    return hits / faces, np.divide(hits, proposals, out=np.zeros(THRESHOLDS), where=proposals > 0)
 
 
 def measure_curves(

@@ -274,12 +274,7 @@ def _scaled(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 def _load(path: Path, settings: RunSettings, pictures: int, categories: int) -> dict[str, Any]:
     """A checkpoint of this run. Raises ValueError where it is none, or of another run."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(content, dict) or "settings" not in content:
-        raise ValueError(f"{path} is not a checkpoint of `python -m training generic`")
+    content = checkpoint.read(path, "settings")
     settings.check_same(content["settings"], path)
     for name, count in (("pictures", pictures), ("categories", categories)):
         if content[name] != count:

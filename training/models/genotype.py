@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -228,11 +228,12 @@ class CellGenotype(Part):
         return self
 
 
-Genotype = Annotated[AutoFAEGenotype | FusionGenotype | CellGenotype, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[AutoFAEGenotype | FusionGenotype | CellGenotype] = TypeAdapter(Genotype)
+AnyGenotype = AutoFAEGenotype | FusionGenotype | CellGenotype
+_ADAPTER: TypeAdapter[AnyGenotype] = TypeAdapter(Annotated[AnyGenotype, Field(discriminator="kind")])
+_Kind = TypeVar("_Kind", AutoFAEGenotype, FusionGenotype, CellGenotype)
 
 
-def parse(text: str | bytes, where: str = "genotype") -> AutoFAEGenotype | FusionGenotype | CellGenotype:
+def parse(text: str | bytes, where: str = "genotype") -> AnyGenotype:
     """Read a genotype from JSON. Raises ValueError that names `where` and the first fault."""
     try:
         return _ADAPTER.validate_json(text)
@@ -242,17 +243,17 @@ def parse(text: str | bytes, where: str = "genotype") -> AutoFAEGenotype | Fusio
         raise ValueError(f"{where} is no genotype: {place}: {first['msg']}") from None
 
 
-def load_genotype(path: Path) -> AutoFAEGenotype | FusionGenotype | CellGenotype:
+def load_genotype(path: Path) -> AnyGenotype:
     """Read a genotype file. Raises FileNotFoundError or ValueError that names it."""
     return parse(path.read_bytes(), str(path))
 
 
-def save_genotype(path: Path, genotype: AutoFAEGenotype | FusionGenotype | CellGenotype) -> None:
+def save_genotype(path: Path, genotype: AnyGenotype) -> None:
     """Write a genotype, atomically, as indented JSON."""
     write_bytes(path, (genotype.model_dump_json(indent=1) + "\n").encode())
 
 
-def default_genotype(name: str) -> AutoFAEGenotype | FusionGenotype | CellGenotype:
+def default_genotype(name: str) -> AnyGenotype:
     """The project's own genotype of a searched neck. Raises ValueError where none was kept."""
     path = GENOTYPES / f"{name}.json"
     if not path.is_file():
@@ -260,7 +261,19 @@ def default_genotype(name: str) -> AutoFAEGenotype | FusionGenotype | CellGenoty
     return load_genotype(path)
 
 
-def describe(genotype: AutoFAEGenotype | FusionGenotype | CellGenotype) -> str:
+def genotype_of_kind(name: str, text: str, kind: type[_Kind]) -> _Kind:
+    """What the neck `name` is built from: the genotype in `text`, JSON, or the project's own where it is empty.
+
+    Raises ValueError where it is none, or of another kind.
+    """
+    genotype = parse(text) if text else default_genotype(name)
+    if not isinstance(genotype, kind):
+        wanted = kind.model_fields["kind"].default
+        raise ValueError(f"{name} takes a genotype of kind {wanted!r}, not one of kind {genotype.kind!r}")
+    return genotype
+
+
+def describe(genotype: AnyGenotype) -> str:
     """A few lines for people."""
     lines = [f"{genotype.kind} genotype over P{genotype.levels[0]}..P{genotype.levels[-1]}"]
     if isinstance(genotype, AutoFAEGenotype):

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from training.models.genotype import AutoFAEGenotype, CellGenotype, FusionGenotype, Provenance
-
-AnyGenotype = AutoFAEGenotype | FusionGenotype | CellGenotype
+from training.models.genotype import AnyGenotype, Provenance
 
 
 class SearchableNeck(nn.Module, ABC):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, cast
 
 import typer
 
 from service.profiling import machine_name
-from training.commands import told
+from training.commands import stop_on_sigterm, told, whole_numbers
 
 
 def search_command(
@@ -62,13 +60,10 @@ def search_command(
     from training.search.relaxation import AlphaRule, GumbelFormula
     from training.search.spaces import SPACES
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, stop)
+    stop_on_sigterm()
     with told(lambda: f"stopped; run the same command again to go on from {out}"), join(device) as world:
         for value, known, what in (
             (budget, tuple(BUDGETS), "budget"), (space, SPACES, "space"),
@@ -77,9 +72,7 @@ def search_command(
         ):  # fmt: skip
             if value not in known:
                 raise ValueError(f"no {what} {value!r}; there are {', '.join(known)}")
-        numbers = [int(part) for part in seeds.split(",") if part.strip().isdecimal()]
-        if not numbers or len(numbers) != len(seeds.split(",")):
-            raise ValueError(f"--seeds takes whole numbers with commas between, such as 0,1,2, not {seeds!r}")
+        numbers = whole_numbers("--seeds", seeds)
         config = BUDGETS[budget]()
         chosen = replace(
             config.options, position=cast(Position, position), nodes=nodes, alpha_rule=cast(AlphaRule, alpha_rule),
@@ -104,9 +97,7 @@ def search_command(
             if world.main:
                 typer.echo(describe(genotype))
         best = max(found, key=lambda g: g.provenance.mini_validation_ap50 or 0.0)
-        best = best.model_copy(
-            update={"provenance": best.provenance.model_copy(update={"seeds_tried": tuple(numbers)})}
-        )
+        best = best.model_copy(update={"provenance": best.provenance.model_copy(update={"seeds_tried": numbers})})
         if world.main:
             save_genotype(out / RESULT, best)
             typer.echo(f"best: seed {best.provenance.seed}, kept as {out / RESULT}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -27,14 +28,7 @@ from training.engine.validate import score_pictures
 from training.engine.warm_start import start_from
 from training.files import write_bytes, write_json
 from training.models.detector import Detector, build_detector, initialize, normalize
-from training.models.genotype import (
-    AutoFAEGenotype,
-    CellGenotype,
-    FusionGenotype,
-    Provenance,
-    load_genotype,
-    save_genotype,
-)
+from training.models.genotype import AnyGenotype, Provenance, load_genotype, parse, save_genotype
 from training.search.base import SearchableNeck, entropy
 from training.search.bilevel import average_gradients, check_agreement, first_order, second_order
 from training.search.bilevel import backward as backward_of
@@ -127,8 +121,8 @@ class Search:
         initialize(neck)
         return on_device(build_detector(config.model, neck), self.world.device)
 
-    def run(self) -> AutoFAEGenotype | FusionGenotype | CellGenotype:
-        """Search to the end. An interrupt saves the state before it is passed on."""
+    def run(self) -> AnyGenotype:
+        """Search to the end; every process returns the same. An interrupt saves the state before it is passed on."""
         main, out = self.world.main, self.options.out
         if (out / LAST).is_file():
             self._restore(checkpoint.read(out / LAST))
@@ -165,7 +159,14 @@ class Search:
             if writer:
                 writer.close()
         self._save()
-        return self._finish()
+        return self._agreed(self._finish() if main else None)
+
+    def _agreed(self, found: AnyGenotype | None) -> AnyGenotype:
+        """The first process's genotype: it alone has evaluated it, and what is built next depends on that."""
+        texts = [found.model_dump_json() if found else ""]
+        if self.world.size > 1:
+            dist.broadcast_object_list(texts, src=0)
+        return parse(texts[0])
 
     def _pairs(self) -> Any:
         """Batches for the weights and for the architecture, of the steps that are left."""
@@ -259,11 +260,8 @@ class Search:
                       "minutes": round(self.seconds / 60, 1)},
         )  # fmt: skip
 
-    def _finish(self) -> AutoFAEGenotype | FusionGenotype | CellGenotype:
+    def _finish(self) -> AnyGenotype:
         """Derive the discrete detector, measure its norms anew, evaluate it on the photos kept for that."""
-        genotype = self.neck.genotype(self._provenance())
-        if not self.world.main:
-            return genotype
         detector = build_detector(self.config.train.model, self.neck.derive()).to(self.world.device)
         for part in ("backbone", "head"):
             getattr(detector, part).load_state_dict(getattr(self.detector, part).state_dict())

@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from training.models.genotype import Provenance
-from training.search.base import AnyGenotype, SearchableNeck
+from training.models.genotype import AnyGenotype, Provenance
+from training.search.base import SearchableNeck
 from training.search.cells import CellMethod, CellSearch
 from training.search.fully_connected import FullyConnectedSearch, FusionMethod
 from training.search.space import AutoFAESearch, SpaceConfig, random_genotype

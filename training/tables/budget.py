@@ -15,8 +15,8 @@ class TableBudget:
     """train: of every run, whose neck each row replaces; images: crops a run, where not the recipe's epochs decide.
 
     long_side: of the evaluation, pixels, None: each photo's own; photos: that many evenly spaced ones of the split, 0
-    for all. search: the name of the search budget (`search.config.BUDGETS`) that searched rows get, with its seeds;
-    seeds: runs a row.
+    for all; widest: channels that no row exceeds, None: as many as it has. search: the name of the search budget
+    (`search.config.BUDGETS`) that searched rows get, with its seeds; seeds: runs a row.
     """
 
     name: str
@@ -27,6 +27,7 @@ class TableBudget:
     search: str
     search_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
+    widest: int | None = None
 
 
 def paper_budget() -> TableBudget:
@@ -43,9 +44,9 @@ def paper_budget() -> TableBudget:
 def small_budget() -> TableBudget:
     """For two CPU cores, from a trained backbone: D0's size, AdamW, 160 steps of eight crops, a sixth of the photos.
 
-    Differences between necks are differences after so little training, and no more: deep ones learn slower. Crops of
-    160 pixels, whose coarsest map has two cells a side, were tried and left: statistics of norms did not carry over to
-    whole photos, and two runs of nearly the same neck had AP.50 0.49 and 0.05.
+    Differences between necks are differences after so little training, and no more: deep ones learn slower. Crops are
+    256 pixels, since those of 160, whose coarsest map has two cells a side, leave norms with statistics that do not
+    carry over to whole photos.
     """
     base = paper_adamw()
     train = replace(
@@ -61,7 +62,7 @@ def smoke_budget() -> TableBudget:
     train = replace(
         small.train, recipe="ablation-smoke", sizes=(CropSize(64, 2),), model=DetectorConfig(channels=8)
     )  # fmt: skip
-    return TableBudget("smoke", train, 4, 128, 4, "smoke", (0,), (0,))
+    return TableBudget("smoke", train, 4, 128, 4, "smoke", (0,), (0,), widest=8)
 
 
 BUDGETS: dict[str, Callable[[], TableBudget]] = {

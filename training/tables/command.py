@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from service.profiling import machine_name
-from training.commands import told
+from training.commands import stop_on_sigterm, told, whole_numbers
 
 
 def table_command(
@@ -27,7 +25,10 @@ def table_command(
         Path | None, typer.Option(help="Folder of kept genotypes, such as training/genotypes; others are searched.")
     ] = None,
     start: Annotated[Path | None, typer.Option(help="Weights whose backbone every run begins with.")] = None,
-    imagenet: Annotated[Path | None, typer.Option(help="torchvision ImageNet weights of the backbone, a file.")] = None,
+    imagenet: Annotated[
+        Path | None,
+        typer.Option(help="torchvision ImageNet weights: a file, or a folder with resnet50.pth and the like."),
+    ] = None,
     official: Annotated[Path | None, typer.Option(help="Folder of WIDER's wider_{easy,medium,hard}_val.mat.")] = None,
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     dev_split: Annotated[str, typer.Option(help="Split to evaluate on: dev, or val of WIDER Face.")] = "dev",
@@ -50,18 +51,15 @@ def table_command(
     from training.evaluation.detections import read_split
     from training.files import write_json
     from training.tables.budget import BUDGETS
-    from training.tables.genotypes import Searches, used
+    from training.tables.genotypes import Searches
     from training.tables.report import Settings, open_settings, read_results, write_table
     from training.tables.rows import table_spec
     from training.tables.run import Place, folder_of, run, slug
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, stop)
+    stop_on_sigterm()
     with told(lambda: "stopped; the same command goes on with the runs that are not done"):
         if budget not in BUDGETS:
             raise ValueError(f"no budget {budget!r}; there are {', '.join(BUDGETS)}")
@@ -77,7 +75,7 @@ def table_command(
             return
         size = BUDGETS[budget]()
         chosen = _choose(rows, [row.name for row in spec.rows])
-        numbers = _numbers(seeds) if seeds else size.seeds
+        numbers = whole_numbers("--seeds", seeds) if seeds else size.seeds
         folder = out or Path(f"runs/table-{number}")
         multi_scale = spec.multi_scale and size.long_side is None
         with join(device) as world:
@@ -92,6 +90,7 @@ def table_command(
                 protocol="several scales (0.5, 1, 1.5, 2)" if multi_scale else one_pass,
                 training=f"{trained} of recipe `{size.train.recipe}` in steps of {sides}",
                 start=f"the backbone of `{begun.name}`" if begun else None, hardware=hardware,
+                official=official is not None,
             )  # fmt: skip
             if world.main:
                 open_settings(folder / "settings.json", settings)
@@ -99,7 +98,6 @@ def table_command(
                 genotypes, folder / "search", size.search, size.search_seeds, data, split, cache, hardware, start
             )
             place = Place(data, folder, split, dev_split, cache, start, imagenet, official, workers)
-            made = []
             for seed, row in ((n, r) for n in numbers for r in spec.rows if r.name in chosen):
                 result = folder / "results" / f"{slug(row.name)}-{seed}.json"
                 if result.is_file():
@@ -107,10 +105,7 @@ def table_command(
                 if world.main:
                     typer.echo(f"{row.name}, seed {seed}")
                 genotype = searches.get(row.wanted, seed, world) if row.wanted else None
-                if genotype is not None:
-                    made.append(genotype)
-                text = genotype.model_dump_json() if genotype else ""
-                done = run(row, text, seed, size, place, world, multi_scale)
+                done = run(row, genotype, seed, size, place, world, multi_scale)
                 if world.main:
                     write_json(result, done.model_dump())
                     if not keep:
@@ -118,14 +113,7 @@ def table_command(
                     typer.echo(f"  AP.50 {done.scores['ap50']:.4f}, AP {done.scores['ap']:.4f}")
             if world.main:
                 results = read_results(folder / "results")
-                typer.echo(write_table(folder, spec, settings, results, used(made)))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--seeds takes whole numbers with commas between, such as 0,1,2, not {text!r}")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+                typer.echo(write_table(folder, spec, settings, results))
 
 
 def _choose(text: str, known: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +9,11 @@ from tqdm import tqdm
 
 from training.data.dataset import CropDataset, DataConfig, load_training_set
 from training.engine.distributed import World
-from training.models.genotype import AutoFAEGenotype, CellGenotype, FusionGenotype, Position, Provenance, load_genotype
+from training.models.genotype import AnyGenotype, AutoFAEGenotype, Position, Provenance, load_genotype
 from training.search.config import BUDGETS
 from training.search.loop import Search, SearchOptions
 from training.search.spaces import random_genotype_of
 from training.tables.rows import Wanted
-
-AnyGenotype = AutoFAEGenotype | FusionGenotype | CellGenotype
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,3 @@ def cascade(first: AnyGenotype, second: AnyGenotype, position: Position) -> Auto
         provenance=Provenance(method=first.provenance.method, note="AutoFA and AutoFE searched apart",
                               data=first.provenance.data, hardware=first.provenance.hardware),
     )  # fmt: skip
-
-
-def used(genotypes: Sequence[AnyGenotype]) -> list[dict[str, object]]:
-    """What a table says of the genotypes in it."""
-    return [genotype.provenance.model_dump(exclude={"settings"}) for genotype in genotypes]

@@ -16,7 +16,8 @@ _SUBSETS = ("easy", "medium", "hard")
 
 
 class Result(BaseModel):
-    """One run. scores: in 0..1 by name; images: crops trained on; seconds: training alone."""
+    """One run. scores: in 0..1 by name; images: crops trained on; seconds: training alone; genotype: where that of a
+    searched row comes from."""
 
     row: str
     seed: int
@@ -24,6 +25,7 @@ class Result(BaseModel):
     images: int
     seconds: float
     parameters: int
+    genotype: dict[str, Any] | None = None
 
 
 class Settings(BaseModel):
@@ -37,6 +39,7 @@ class Settings(BaseModel):
     protocol: str
     training: str
     start: str | None
+    official: bool = False
     hardware: str
 
 
@@ -96,12 +99,12 @@ def _line(row: Row, runs: Sequence[Result], base: Mapping[int, float], first: bo
     )  # fmt: skip
 
 
-def write_table(out: Path, spec: TableSpec, settings: Settings, results: Sequence[Result], about: Any) -> str:
-    """Write `table-N.json` and `table-N.md` into `out`; about: of the genotypes. Returns the Markdown."""
+def write_table(out: Path, spec: TableSpec, settings: Settings, results: Sequence[Result]) -> str:
+    """Write `table-N.json` and `table-N.md` into `out`. Returns the Markdown."""
     lines = summarise(spec, results)
     content = {
         "table": spec.number, "title": spec.title, "settings": settings.model_dump(),
-        "rows": [line.model_dump() for line in lines], "runs": [r.model_dump() for r in results], "genotypes": about,
+        "rows": [line.model_dump() for line in lines], "runs": [r.model_dump() for r in results],
     }  # fmt: skip
     write_json(out / f"table-{spec.number}.json", content)
     text = markdown(spec, settings, lines)

@@ -17,7 +17,8 @@ from training.evaluation.multiscale import FACTORS, MultiPassSource, passes_of
 from training.evaluation.official import read_subsets
 from training.evaluation.sources import TorchSource
 from training.evaluation.wider import evaluate
-from training.models.detector import Detector, build_detector
+from training.models.detector import Detector
+from training.models.genotype import AnyGenotype
 from training.tables.budget import TableBudget
 from training.tables.report import Result
 from training.tables.rows import Row
@@ -26,7 +27,9 @@ from training.tables.rows import Row
 @dataclass(frozen=True)
 class Place:
     """Where runs happen. data: annotated photos; out: the table's folder; start, imagenet: weights whose backbone each
-    run begins with; official: folder of WIDER's subsets, if wanted; workers: loader processes."""
+    run begins with, imagenet also a folder of `resnet18.pth` and the like; official: folder of WIDER's subsets, if
+    wanted; workers: loader processes.
+    """
 
     data: Path
     out: Path
@@ -42,44 +45,52 @@ class Place:
 def config_of(row: Row, genotype: str, seed: int, budget: TableBudget, photos: int) -> TrainConfig:
     """The run's whole configuration. genotype: JSON, empty for rows without."""
     model = budget.train.model
-    if row.shape is not None and budget.name != "smoke":
+    if row.shape is not None:
         shape = row.shape
-        model = replace(model, backbone=shape.backbone, head_convs=shape.head_convs, channels=shape.channels)
-    elif row.shape is not None:
-        model = replace(model, backbone=row.shape.backbone, head_convs=row.shape.head_convs)
+        channels = min(shape.channels, budget.widest or shape.channels)
+        model = replace(model, backbone=shape.backbone, head_convs=shape.head_convs, channels=channels)
     model = replace(model, neck=row.neck, neck_options=replace(row.options, genotype=genotype))
     epochs = budget.train.epochs if budget.images is None else budget.images / photos
     return replace(budget.train, recipe=f"{budget.train.recipe}: {row.name}", model=model, epochs=epochs, seed=seed)
 
 
 def run(
-    row: Row, genotype: str, seed: int, budget: TableBudget, place: Place, world: World, multi_scale: bool
+    row: Row,
+    genotype: AnyGenotype | None,
+    seed: int,
+    budget: TableBudget,
+    place: Place,
+    world: World,
+    multi_scale: bool,
 ) -> Result:
     """Train one row with one seed, resuming where it was cut off, and evaluate it.
 
     Raises FileNotFoundError or ValueError where data or starting weights are not what they should be.
     """
     photos = load_training_set(place.data, place.split, place.cache, budget.train.data)
-    config = config_of(row, genotype, seed, budget, len(photos))
+    config = config_of(row, genotype.model_dump_json() if genotype else "", seed, budget, len(photos))
     subsets = read_subsets(place.official) if place.official else {}
     annotated, images = read_split(place.data, place.dev_split, budget.photos or None)
     scores: dict[str, float] = {}
+    parameters = 0
 
     def validate(model: Detector) -> dict[str, float]:
+        nonlocal parameters
+        parameters = sum(p.numel() for p in model.parameters())
         scores.update(_evaluate(model, row.name, config, budget.long_side, annotated, images, subsets, multi_scale))
         return scores
 
     folder = folder_of(row, seed, place)
     # Starting weights give the backbone alone, so that every neck begins as fresh as the others.
-    fits = place.start is not None and (row.shape is None or row.shape.backbone == "resnet18")
-    options = RunOptions(
-        folder, place.workers, init=place.start if fits else None, imagenet=place.imagenet, keep="backbone"
-    )  # fmt: skip
+    imagenet = place.imagenet
+    if imagenet is not None and imagenet.is_dir():
+        imagenet = imagenet / f"{config.model.backbone}.pth"
+    options = RunOptions(folder, place.workers, init=place.start, imagenet=imagenet, keep="backbone")
     progress = train(config, photos, options, world, validate)
-    parameters = sum(p.numel() for p in build_detector(config.model).parameters())
     return Result(
-        row=row.name, seed=seed, scores=scores, images=progress.images, seconds=progress.seconds, parameters=parameters
-    )
+        row=row.name, seed=seed, scores=scores, images=progress.images, seconds=progress.seconds, parameters=parameters,
+        genotype=genotype.provenance.model_dump(exclude={"settings"}) if genotype else None,
+    )  # fmt: skip
 
 
 def folder_of(row: Row, seed: int, place: Place) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from training.models.genotype import AutoFAEGenotype, EnhancementCell, FusionCell, default_genotype, parse
+from training.models.genotype import AutoFAEGenotype, EnhancementCell, FusionCell, genotype_of_kind
 from training.models.necks.base import ConvNorm, Laterals, NeckOptions, resize_like
 from training.models.operations import ConvOperation
 
@@ -131,9 +131,7 @@ def build_autofae(name: str, in_channels: Sequence[int], out_channels: int, opti
 
     Raises ValueError where the genotype is of another kind or does not fit the maps.
     """
-    genotype = parse(options.genotype) if options.genotype else default_genotype(name)
-    if not isinstance(genotype, AutoFAEGenotype):
-        raise ValueError(f"{name} takes a genotype of AutoFA and AutoFE, not one of kind {genotype.kind!r}")
+    genotype = genotype_of_kind(name, options.genotype, AutoFAEGenotype)
     if options.levels:
         genotype = genotype.restrict(options.levels)
     return AutoFAE(in_channels, out_channels, genotype, options.modules)

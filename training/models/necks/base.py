@@ -72,8 +72,9 @@ class Laterals(nn.ModuleList):
         return [lateral(x) for lateral, x in zip(self, features, strict=True)]
 
 
-def resize_like(x: Tensor, target: Tensor) -> Tensor:
-    """f_re of Eq. 1: x brought to the resolution of `target`, bilinear upwards, repeated 2x2 max-pooling downwards.
+def resize_like(x: Tensor, target: Tensor, upwards: Literal["bilinear", "nearest"] = "bilinear") -> Tensor:
+    """f_re of Eq. 1: x brought to the resolution of `target`, bilinear (or nearest) upwards, repeated 2x2
+    max-pooling downwards.
 
     Pooling rounds odd sizes up, as the backbone's strides do, so that it ends at `target`'s size on any pyramid; where
     the sizes are those of no pyramid, bilinear interpolation makes up the rest.
@@ -82,5 +83,5 @@ def resize_like(x: Tensor, target: Tensor) -> Tensor:
     while x.shape[-2] > size[0] or x.shape[-1] > size[1]:
         x = F.max_pool2d(x, 2, 2, ceil_mode=True)
     if x.shape[-2:] != size:
-        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        x = F.interpolate(x, size=size, mode=upwards, align_corners=False if upwards == "bilinear" else None)
     return x

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.necks.base import LEVELS, ConvNorm
+from training.models.necks.base import LEVELS, ConvNorm, resize_like
 
 
 def nearest_like(x: Tensor, target: Tensor) -> Tensor:
-    """x at the resolution of `target`: nearest neighbour upwards, repeated 2x2 max-pooling downwards.
-
-    Pooling rounds odd sizes up, as the backbone's strides do, and goes on while either side is too long: a side of one
-    pixel stays one, so that pictures narrower than a level's stride end at the right size as well.
-    """
-    height, width = target.shape[-2:]
-    while x.shape[-2] > height or x.shape[-1] > width:
-        x = F.max_pool2d(x, 2, 2, ceil_mode=True)
-    if x.shape[-2:] != target.shape[-2:]:
-        x = F.interpolate(x, size=(height, width), mode="nearest")
-    return x
+    """x at the resolution of `target`: nearest neighbour upwards, repeated 2x2 max-pooling downwards."""
+    return resize_like(x, target, "nearest")
 
 
 def require_six_levels(neck: str, in_channels: Sequence[int]) -> None:

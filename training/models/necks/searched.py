@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from training.models.genotype import CellEdge, CellGenotype, FusionEdge, FusionGenotype, default_genotype, parse
+from training.models.genotype import CellEdge, CellGenotype, FusionEdge, FusionGenotype, genotype_of_kind
 from training.models.necks.base import ConvNorm, Laterals, NeckOptions, resize_like
 from training.models.necks.primitives import SKIP, ReLUConvNorm, build_kept
 
@@ -130,9 +130,7 @@ def build_fusion(
 
     Raises ValueError where the genotype is of another kind or method, or does not fit the maps.
     """
-    genotype = parse(options.genotype) if options.genotype else default_genotype(name)
-    if not isinstance(genotype, FusionGenotype):
-        raise ValueError(f"{name} takes a genotype of a fully-connected fusion, not one of kind {genotype.kind!r}")
+    genotype = genotype_of_kind(name, options.genotype, FusionGenotype)
     _check_method(name, genotype.method)
     if options.levels:
         genotype = restrict_fusion(genotype, options.levels)
@@ -144,9 +142,7 @@ def build_cells(name: str, in_channels: Sequence[int], out_channels: int, option
 
     Raises ValueError where the genotype is of another kind or method, or does not fit the maps.
     """
-    genotype = parse(options.genotype) if options.genotype else default_genotype(name)
-    if not isinstance(genotype, CellGenotype):
-        raise ValueError(f"{name} takes a genotype of DARTS cells, not one of kind {genotype.kind!r}")
+    genotype = genotype_of_kind(name, options.genotype, CellGenotype)
     _check_method(name, genotype.method)
     if options.levels:
         genotype = restrict_cell(genotype, options.levels)
