@@ -28,7 +28,7 @@ from training.data.dataset import CropDataset, list_photos, load_training_set
 from training.engine.distributed import World, world
 from training.engine.loop import RunOptions, batches, on_device, parallel, train_step
 from training.engine.optim import Ema, build_optimizer
-from training.family import MEMBERS
+from training.family import member_config
 from training.files import write_json
 from training.models.detector import build_detector
 from training.models.losses import Targets
@@ -170,7 +170,7 @@ def measure(task: Task, place: World) -> Speed:
     case, load = task.case, os.getloadavg()[0]
     config = dataclasses.replace(
         RECIPES[task.recipe](),
-        model=MEMBERS[MEMBER],
+        model=member_config(MEMBER),
         sizes=(CropSize(case.side, case.batch),),
         precision=case.precision,
     )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,8 +21,15 @@ from training.necks_command import necks_command
 from training.search.command import search_command
 from training.tables.command import table_command
 
+if TYPE_CHECKING:
+    from training.models.detector import DetectorConfig
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
+MemberName = Annotated[str, typer.Option(help="d0 .. d6 of Table 7, or a single path such as R18-FA-Hx1-64.")]
+NeckName = Annotated[str, typer.Option(help="fpn, or autofae, the searched one.")]
+GenotypeFile = Annotated[Path | None, typer.Option(help="Genotype of the searched neck; default: the project's own.")]
+FamilyFile = Annotated[Path | None, typer.Option(help="family.json of `evolve`, whose members are meant.")]
 CROPS = {"auto": None, "loader": False, "device": True}
 Data = Annotated[Path, typer.Option(help="Folder in WIDER Face's layout, or its short form (see README).")]
 
@@ -51,7 +58,10 @@ def train(
     recipe: Annotated[
         str, typer.Option(help="A name of training/recipes.py, such as paper, asfd or scratch-cpu.")
     ] = "scratch-cpu",
-    member: Annotated[str, typer.Option(help="d0, d1 or d2: width, head and backbone of Table 7.")] = "d0",
+    member: MemberName = "d0",
+    neck: NeckName = "fpn",
+    genotype: GenotypeFile = None,
+    family: FamilyFile = None,
     epochs: Annotated[float | None, typer.Option(help="Overrides the recipe's length; may change on resume.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops and augmentation.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
@@ -88,16 +98,14 @@ def train(
     from training.engine.loop import RunOptions, steps_for
     from training.engine.loop import train as run
     from training.engine.validate import score_split
-    from training.family import MEMBERS
     from training.recipes import RECIPES
 
     if recipe not in RECIPES:
         raise _fail(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    if member not in MEMBERS:
-        raise _fail(f"no member {member!r}; there are {', '.join(MEMBERS)}")
     if crops not in CROPS:
         raise _fail(f"no way to cut crops {crops!r}; there are {', '.join(CROPS)}")
-    config = dataclasses.replace(RECIPES[recipe](), model=MEMBERS[member], seed=seed)
+    model = _model(member, neck, genotype, family)
+    config = dataclasses.replace(RECIPES[recipe](), model=model, seed=seed)
     if epochs is not None:
         config = dataclasses.replace(config, epochs=epochs)
     # Adam's moments of channels without gradient decay into denormals, which made steps 15 times slower on a CPU.
@@ -122,14 +130,32 @@ def train(
 
 
 @app.command()
-def describe(member: Annotated[str, typer.Argument(help="d0, d1 or d2.")] = "d0") -> None:
-    """Print a member's structure, parameters and multiply-accumulates at 480x640."""
-    from training.family import MEMBERS, count
+def describe(
+    member: Annotated[str, typer.Argument(help="d0 .. d6, or a single path such as R18-FA-Hx1-64.")] = "d0",
+    neck: NeckName = "autofae",
+    genotype: GenotypeFile = None,
+    family: FamilyFile = None,
+) -> None:
+    """Print a member's single path, structure, parameters, and multiply-accumulates (1e9) at 480x640."""
+    from training.family import count, single_path
 
-    if member not in MEMBERS:
-        raise _fail(f"no member {member!r}; there are {', '.join(MEMBERS)}")
-    counts = count(MEMBERS[member])
-    typer.echo(json.dumps({**dataclasses.asdict(MEMBERS[member]), **dataclasses.asdict(counts)}, indent=2))
+    config = _model(member, neck, genotype, family)
+    plain = dataclasses.asdict(config)
+    if plain["neck_options"]["genotype"]:
+        plain["neck_options"]["genotype"] = str(genotype)
+    path = {"member": member, "path": str(single_path(member, family))}
+    typer.echo(json.dumps({**path, **plain, **dataclasses.asdict(count(config))}, indent=2))
+
+
+def _model(member: str, neck: str, genotype: Path | None, family: Path | None) -> DetectorConfig:
+    from training.family import member_config
+
+    if neck not in ("autofae", "fpn"):
+        raise _fail(f"no neck {neck!r} of the family; there are autofae and fpn")
+    try:
+        return member_config(member, "fpn" if neck == "fpn" else "autofae", genotype, family)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.family import MEMBERS, count
+from training.family import count, member_config
 from training.models import DetectorConfig, Output, build_detector
 from training.models.anchors import AnchorConfig, pyramid_anchors
 from training.models.backbone import ResNetPyramid
@@ -169,6 +169,6 @@ def test_postprocess_keeps_the_best_of_overlapping_boxes_and_clips() -> None:
 
 
 def test_members_grow() -> None:
-    counts = [count(MEMBERS[name]) for name in ("d0", "d1", "d2")]
+    counts = [count(member_config(name)) for name in ("d0", "d1", "d2")]
     assert [c.parameters for c in counts] == sorted(c.parameters for c in counts)
     assert [c.gmacs_vga for c in counts] == sorted(c.gmacs_vga for c in counts)

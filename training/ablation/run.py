@@ -15,7 +15,7 @@ from training.data.dataset import CropDataset
 from training.engine.distributed import world as join
 from training.engine.loop import RunOptions, train
 from training.engine.validate import score_split
-from training.family import MEMBERS
+from training.family import member_config
 from training.models.detector import Detector
 from training.recipes import RECIPES
 
@@ -68,7 +68,7 @@ def run(change: Change, seed: int, photos: CropDataset, budget: Budget, place: P
 
     Raises ValueError where the change cannot be made, such as another head on weights that keep theirs.
     """
-    plain = replace(RECIPES[budget.base](), model=MEMBERS[budget.member])
+    plain = replace(RECIPES[budget.base](), model=member_config(budget.member))
     config = budgeted(change.apply(plain), budget, len(photos))
     config = replace(config, recipe=f"{budget.base} + {change.name}", seed=seed)
     torch.set_flush_denormal(True)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from training.models.backbone import BackboneName
+from training.family import MEMBERS
 from training.models.genotype import Position
 from training.models.necks.base import LEVELS, NeckOptions
+from training.supernet.path import SinglePath
 from training.tables import paper
 
 
@@ -23,23 +24,17 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Backbone, head and width, where a table sets them (Table 7)."""
-
-    backbone: BackboneName
-    head_convs: int
-    channels: int
-
-
-@dataclass(frozen=True)
 class Row:
-    """One row. paper: what the paper printed, in percent; None where it has no such row."""
+    """One row. shape: backbone, head and width, where the table sets them (Table 7).
+
+    paper: what the paper printed, in percent; None where it has no such row.
+    """
 
     name: str
     neck: str
     options: NeckOptions = field(default_factory=NeckOptions)
     wanted: Wanted | None = None
-    shape: Shape | None = None
+    shape: SinglePath | None = None
     paper: Mapping[str, float] | None = None
 
 
@@ -128,18 +123,8 @@ def _positions() -> TableSpec:
 
 
 def _family() -> TableSpec:
-    fa, fae, fae_fa_fa = (False,), (True,), (True, False, False)
-    members: Mapping[str, tuple[Shape, tuple[bool, ...]]] = {
-        "d0": (Shape("resnet18", 1, 64), fa),
-        "d1": (Shape("resnet18", 3, 128), fa),
-        "d2": (Shape("resnet34", 3, 192), fa),
-        "d3": (Shape("resnet50", 3, 192), fae),
-        "d4": (Shape("resnet50", 4, 256), fae),
-        "d5": (Shape("resnet101", 4, 256), fae),
-        "d6": (Shape("resnet101", 4, 256), fae_fa_fa),
-    }
     rows = [
-        Row(name, "autofae", NeckOptions(modules=modules), Wanted(("autofae",)), shape, paper.MEMBERS[name])
-        for name, (shape, modules) in members.items()
+        Row(name, "autofae", NeckOptions(modules=path.modules), Wanted(("autofae",)), path, paper.MEMBERS[name])
+        for name, path in MEMBERS.items()
     ]
     return TableSpec(7, "The family", tuple(rows), multi_scale=True)
