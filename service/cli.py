@@ -1,9 +1,10 @@
-"""Commands: serve, detect one photo, list the models.
+"""Commands: serve, detect one photo, list the models, simulate scheduling policies.
 
 python -m service serve
 python -m service detect photo.jpg --tier interactive --out annotated.jpg
 python -m service detect photo.jpg --latency-ms 200 --url http://127.0.0.1:8000
 python -m service models
+python -m service simulate --profile profile.json --trace poisson:rate=20,seconds=60 --out runs/simulation
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from typing import Annotated, Any
 
 import typer
 
+from service.contract import Answer, Ask
 from service.engines.base import EngineError
 from service.errors import AsfdError
 from service.imaging.annotate import annotate
 from service.imaging.decode import Limits, decode, inspect
 from service.repository.store import RepositoryError, load_repository
-from service.runtime import Answer, Ask, Runtime
+from service.runtime import Runtime
 from service.settings import InvalidSettingsError, Settings, load_settings
+from service.simulation.command import simulate_command
 
 _EXAMPLES = "\n\n\b\n".join(__doc__.split("\n\n", 1)) if __doc__ else None  # \b: keep the lines as they are
 
@@ -36,6 +39,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=_EXAMPLES, pr
                   rich_markup_mode=None)  # fmt: skip
 
 _TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
+
+app.command(name="simulate")(simulate_command)
 
 
 def main() -> None:

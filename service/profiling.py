@@ -8,9 +8,7 @@ import math
 import os
 import platform
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -22,15 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from service.engines.base import Engine
 from service.imaging.decode import ImageHeader, Limits, decode, inspect
 from service.repository.manifest import InputSize
+from service.scheduling.arms import batch_curve
 
 _LOG = logging.getLogger(__name__)
 
 _FEWEST_RUNS, _MOST_RUNS = 3, 20
 # The largest of a few runs stands in for p99, with a margin that grows as the runs get fewer.
 _FEW_RUNS, _FEW_RUNS_FACTOR, _VERY_FEW_RUNS_FACTOR = 10, 1.1, 1.25
-_WINDOW = 100
-_TRUSTED = 30
-_MEMORY_S = 120.0
+_BATCH_SECONDS = 0.5  # for one batch size at one input size
+_PAYS = 0.9  # a picture of a batch must cost less than this share of one of half the batch
 _DECODE_MARGIN = 1.5
 _FIT_MS = 4.0  # resizing and padding of one picture, up to 960 pixels
 
@@ -40,13 +38,14 @@ _Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Timing(BaseModel):
-    """Of one (variant, input size), batch 1, in milliseconds. runs: how many were measured."""
+    """Of one (variant, input size, batch), in milliseconds a batch. runs: how many were measured."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: str
     height: int
     width: int
+    batch: int = Field(default=1, ge=1)
     p50_ms: _Milliseconds
     p99_ms: _Milliseconds
     runs: int
@@ -109,18 +108,18 @@ def percentile_99(samples: Sequence[float]) -> float:
     return max(samples) * (_FEW_RUNS_FACTOR if len(samples) >= _FEW_RUNS else _VERY_FEW_RUNS_FACTOR)
 
 
-def measure_engine(engine: Engine, size: InputSize, seconds: float) -> Timing:
-    """Time single pictures for about `seconds`, but three times at least, after one run of warm-up."""
-    picture = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
+def measure_engine(engine: Engine, size: InputSize, seconds: float, batch: int = 1) -> Timing:
+    """Time batches for about `seconds`, but three times at least, after one run of warm-up."""
+    pictures = np.random.default_rng(0).integers(0, 256, (batch, size.height, size.width, 3), dtype=np.uint8)
     until = time.perf_counter() + seconds
-    engine.run(picture)
+    engine.run(pictures)
     samples: list[float] = []
     while len(samples) < _FEWEST_RUNS or (len(samples) < _MOST_RUNS and time.perf_counter() < until):
         began = time.perf_counter()
-        engine.run(picture)
+        engine.run(pictures)
         samples.append((time.perf_counter() - began) * 1e3)
     return Timing(
-        variant=engine.variant, height=size.height, width=size.width,
+        variant=engine.variant, height=size.height, width=size.width, batch=batch,
         p50_ms=float(np.median(samples)), p99_ms=percentile_99(samples), runs=len(samples),
     )  # fmt: skip
 
@@ -149,9 +148,14 @@ def measure_decoding() -> DecodeCost:
 
 
 def measure(
-    engines: Sequence[tuple[Engine, Sequence[InputSize]]], key: str, seconds: float, say: Callable[[str], None]
-) -> Profile:
-    """Profile every engine at every size of its own within about `seconds`; `say` is told of the progress."""
+    engines: Sequence[tuple[Engine, Sequence[InputSize]]], key: str, seconds: float, say: Callable[[str], None],
+    max_batch: int = 1,
+) -> Profile:  # fmt: skip
+    """Profile every engine at every size of its own within about `seconds`; `say` is told of the progress.
+
+    Batches up to `max_batch` are measured too, on top of that time, where they pay: for engines that answer two
+    pictures of their smallest size in clearly less time than twice one, as few processors do.
+    """
     pairs = [(engine, size) for engine, sizes in engines for size in sizes]
     timings: list[Timing] = []
     until = time.perf_counter() + seconds
@@ -160,7 +164,47 @@ def measure(
         # What a fast pair leaves over goes to those after it; what a slow one overdraws is taken from them.
         share = max(until - time.perf_counter(), 0.0) / (len(pairs) - done)
         timings.append(measure_engine(engine, size, share))
+    for engine, sizes in engines:
+        timings += _batches(engine, sizes, timings, max_batch, say)
     return Profile(key=key, timings=tuple(timings), decode=measure_decoding())
+
+
+def _batches(
+    engine: Engine, sizes: Sequence[InputSize], singles: Sequence[Timing], max_batch: int, say: Callable[[str], None]
+) -> list[Timing]:
+    """Batches of 2, 4, ... at each size, as long as a picture of a batch is cheaper than one of the half batch."""
+    found: list[Timing] = []
+    for size in sorted(sizes, key=lambda one: one.height * one.width):
+        last = next(t for t in singles if (t.variant, t.height, t.width) == (engine.variant, size.height, size.width))
+        while last.batch * 2 <= max_batch:
+            batch = last.batch * 2
+            say(f"measuring {engine.variant} at {size}, batches of {batch}")
+            timing = measure_engine(engine, size, _BATCH_SECONDS, batch)
+            if timing.p50_ms / batch > _PAYS * last.p50_ms / last.batch:
+                break
+            found.append(timing)
+            last = timing
+        if last.batch == 1:
+            break  # larger pictures keep an engine busier still
+    return found
+
+
+def base_latencies(profile: Profile) -> dict[tuple[str, int, int], tuple[float, ...]]:
+    """p99 in ms of batches of 1, 2, ... up to the largest measured, by (variant, height, width)."""
+    measured: dict[tuple[str, int, int], dict[int, float]] = {}
+    for timing in profile.timings:
+        measured.setdefault((timing.variant, timing.height, timing.width), {})[timing.batch] = timing.p99_ms
+    return {key: batch_curve(by_batch, max(by_batch)) for key, by_batch in measured.items()}
+
+
+def decode_ms(cost: DecodeCost, header: ImageHeader, long_side: int) -> float:
+    """Predicted decoding and fitting of a picture for an input of this long side."""
+    if header.format == "JPEG":
+        fraction = header.long_side / long_side
+        per_megapixel = cost.jpeg[2 ** min(max(int(math.log2(fraction)), 0), 3) if fraction >= 1 else 1]
+    else:
+        per_megapixel = cost.png if header.format == "PNG" else cost.webp
+    return per_megapixel * header.pixels / 1e6 * _DECODE_MARGIN + _FIT_MS
 
 
 def read_profile(path: Path, key: str, pairs: Iterable[tuple[str, InputSize]] = ()) -> Profile | None:
@@ -174,7 +218,7 @@ def read_profile(path: Path, key: str, pairs: Iterable[tuple[str, InputSize]] = 
         return None
     if profile.key != key:
         return None
-    stored = {(t.variant, t.height, t.width) for t in profile.timings}
+    stored = {(t.variant, t.height, t.width) for t in profile.timings if t.batch == 1}
     if any((variant, size.height, size.width) not in stored for variant, size in pairs):
         _LOG.warning("the latency profile %s is incomplete; measuring anew", path)
         return None
@@ -183,63 +227,15 @@ def read_profile(path: Path, key: str, pairs: Iterable[tuple[str, InputSize]] = 
 
 def write_profile(path: Path, profile: Profile) -> None:
     """Store atomically. A profile that cannot be stored costs the next start time, and nothing else."""
+    write_bytes(path, profile.model_dump_json(indent=1).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write atomically; where that cannot be done, the log says so, and the service goes on."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(profile.model_dump_json(indent=1))
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
-        _LOG.warning("the latency profile could not be stored at %s: %s", path, error)
-
-
-@dataclass
-class LatencyModel:
-    """Predictions: the profile at first, more and more what was seen in the last `_WINDOW` runs of each pair.
-
-    What is older than `_MEMORY_S` no longer counts. Without that, a size that a slow spell made look too slow would not
-    be chosen again, so nothing would ever be seen that proves the spell is over.
-    """
-
-    profile: Profile
-    clock: Callable[[], float] = time.monotonic
-    _seen: dict[tuple[str, int, int], deque[tuple[float, float]]] = field(default_factory=dict)
-    _timings: dict[tuple[str, int, int], Timing] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._timings = {(t.variant, t.height, t.width): t for t in self.profile.timings}
-
-    def observe(self, variant: str, size: InputSize, infer_ms: float) -> None:
-        key = (variant, size.height, size.width)
-        self._seen.setdefault(key, deque(maxlen=_WINDOW)).append((self.clock(), infer_ms))
-
-    def p99_ms(self, variant: str, size: InputSize) -> float:
-        """Predicted p99 of one run."""
-        key = (variant, size.height, size.width)
-        stored = self._timings[key].p99_ms
-        since = self.clock() - _MEMORY_S
-        recent = [ms for at, ms in self._seen.get(key, ()) if at >= since]
-        if not recent:
-            return stored
-        trust = min(len(recent) / _TRUSTED, 1.0)
-        blended: float = (1 - trust) * stored + trust * percentile_99(recent)
-        return blended
-
-    def p50_ms(self, variant: str, size: InputSize) -> float:
-        """Median of what was seen, or the profile's."""
-        key = (variant, size.height, size.width)
-        seen = self._seen.get(key)
-        return float(np.median([ms for _, ms in seen])) if seen else self._timings[key].p50_ms
-
-    def runs(self, variant: str, size: InputSize) -> int:
-        """Runs seen since the start, at most the window's length."""
-        return len(self._seen.get((variant, size.height, size.width), ()))
-
-    def before_ms(self, header: ImageHeader, long_side: int) -> float:
-        """Predicted decoding and fitting of a picture for an input of this long side."""
-        cost = self.profile.decode
-        if header.format == "JPEG":
-            fraction = header.long_side / long_side
-            per_megapixel = cost.jpeg[2 ** min(max(int(math.log2(fraction)), 0), 3) if fraction >= 1 else 1]
-        else:
-            per_megapixel = cost.png if header.format == "PNG" else cost.webp
-        return per_megapixel * header.pixels / 1e6 * _DECODE_MARGIN + _FIT_MS
+        _LOG.warning("%s could not be stored: %s", path, error)

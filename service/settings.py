@@ -16,6 +16,8 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator, mode
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as _SourceError
 
+from service.scheduling.policies import POLICIES
+
 PREFIX = "ASFD_"
 CUSTOM_TIER = "custom"
 """Metric label of requests that name a budget of their own instead of a tier; no tier may be called so."""
@@ -66,12 +68,16 @@ class Settings(BaseSettings):
     )
 
     max_upload_bytes: int = Field(default=20 * 1024 * 1024, ge=1024, le=1024**3)
+    max_batch_pictures: int = Field(default=16, ge=1, le=1024, description="pictures in one request to /detect/batch")
+    max_batch_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=4 * 1024**3)
     max_pixels: int = Field(default=64_000_000, ge=1024, le=1_000_000_000, description="width x height of a picture")
     body_timeout_seconds: float = Field(default=30.0, gt=0, le=3600, description="time for a request body to arrive")
 
     intra_op_threads: int = Field(default=0, ge=0, le=1024, description="threads of the engine; 0 means all cores")
     decode_threads: int = Field(default=2, ge=1, le=64)
-    queue_limit: int = Field(default=64, ge=1, le=100_000, description="requests that may wait for the engine")
+    queue_limit: int = Field(default=64, ge=1, le=100_000, description="pictures that may be inside at once")
+    max_batch: int = Field(default=8, ge=1, le=256, description="pictures that the engine may run together")
+    policy: str = Field(default="roll_out", description="who decides what the engine runs next")
     drain_seconds: float = Field(default=10.0, ge=0, le=600, description="time for running requests after SIGTERM")
 
     host: str = Field(default="127.0.0.1", validation_alias=AliasChoices("ASFD_HOST", "HOST"), min_length=1)
@@ -96,6 +102,13 @@ class Settings(BaseSettings):
             if not (math.isfinite(budget) and 0 < budget <= _MAX_BUDGET_MS):
                 raise ValueError(f"tier {name!r} needs a budget between 0 and {_MAX_BUDGET_MS:.0f} ms, got {budget}")
         return dict(sorted(tiers.items(), key=lambda item: item[1]))
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_exists(cls, name: str) -> str:
+        if name not in POLICIES:
+            raise ValueError(f"there is no policy {name!r}; there are {', '.join(POLICIES)}")
+        return name
 
     @model_validator(mode="after")
     def _default_tier_exists(self) -> Self:

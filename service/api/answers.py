@@ -7,17 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from service.contract import Answer
 from service.imaging.annotate import MAX_LONG_SIDE, ImageFormat, annotate
 from service.imaging.decode import Decoded, ImageHeader, decode
-from service.runtime import Answer
 
 
 def answer_json(answer: Answer, total_ms: float, request_id: str) -> bytes:
     """Without validating what was just computed: with hundreds of faces that would cost more than it is worth."""
+    document = {**answer_document(answer, total_ms), "request_id": request_id}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def answer_document(answer: Answer, total_ms: float) -> dict[str, Any]:
+    """One picture's answer, as plain containers."""
     # Rounded as float64, because a rounded float32 prints with all its digits.
     boxes = np.round(np.asarray(answer.boxes, dtype=np.float64), 1).tolist()
     scores = np.round(np.asarray(answer.scores, dtype=np.float64), 4).tolist()
-    document: dict[str, Any] = {
+    return {
         "faces": [{"box": box, "score": score} for box, score in zip(boxes, scores, strict=True)],
         "image": {"width": answer.width, "height": answer.height},
         "model": {
@@ -26,6 +32,7 @@ def answer_json(answer: Answer, total_ms: float, request_id: str) -> bytes:
             "engine": answer.engine,
             "input": {"height": answer.input_height, "width": answer.input_width},
             "ap50": answer.ap50,
+            "batch": answer.batch,
         },
         "latency": {
             "budget_ms": answer.budget_ms,
@@ -36,9 +43,7 @@ def answer_json(answer: Answer, total_ms: float, request_id: str) -> bytes:
             "predicted_ms": round(answer.predicted_ms, 2),
             "deadline_met": total_ms <= answer.budget_ms,
         },
-        "request_id": request_id,
     }
-    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def answer_headers(answer: Answer, total_ms: float) -> dict[str, str]:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 import service
-from service.api import detect, info, problems
+from service.api import detect, detect_batch, info, problems
 from service.api.context import RequestContext, ServerState
 from service.api.deps import Detector, Services
 from service.api.metrics import Metrics
@@ -58,10 +58,11 @@ def create_app(settings: Settings | None = None, make_detector: DetectorFactory 
     )
     problems.install(app)
     app.include_router(detect.router)
+    app.include_router(detect_batch.router)
     app.include_router(info.router)
 
     def done(path: str, context: RequestContext) -> None:
-        if path == "/detect":
+        if path in ("/detect", "/detect/batch"):
             metrics.request_done(context)
 
     app.add_middleware(RequestMiddleware, state=services.state, on_done=done)

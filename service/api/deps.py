@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -12,9 +12,9 @@ from fastapi import Depends, Header, Query, Request
 from service.api.context import RequestContext, ServerState, context_of
 from service.api.metrics import Metrics
 from service.api.schemas import MAX_BUDGET_MS, DetectQuery
-from service.errors import BadParameterError
+from service.contract import Answer, Ask
+from service.errors import AsfdError, BadParameterError
 from service.imaging.decode import ImageHeader
-from service.runtime import Answer, Ask
 from service.settings import CUSTOM_TIER, Settings
 
 QUERY_PARAMETERS = tuple(field.alias or name for name, field in DetectQuery.model_fields.items())
@@ -34,6 +34,7 @@ class Detector(Protocol):
     def variants(self) -> Any: ...
     async def start(self) -> None: ...
     async def detect(self, data: bytes, header: ImageHeader, ask: Ask) -> Answer: ...
+    async def detect_all(self, pictures: Sequence[tuple[bytes, ImageHeader]], ask: Ask) -> list[Answer | AsfdError]: ...
     async def drain(self, seconds: float) -> None: ...
     async def close(self) -> None: ...
 

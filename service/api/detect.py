@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
@@ -13,6 +13,7 @@ from starlette.types import Receive
 
 from service.api.answers import annotated, answer_headers, answer_json, preferred_format
 from service.api.deps import (
+    Budget,
     BudgetHeader,
     ContextDep,
     QueryDep,
@@ -23,14 +24,17 @@ from service.api.deps import (
     no_repeats,
 )
 from service.api.intake import ACCEPTED_TYPES, FIELD, read_picture
-from service.api.schemas import DetectAnswer, Problem
+from service.api.schemas import DetectAnswer, DetectQuery, Problem
+from service.contract import Answer, Ask
 from service.errors import NotReadyError
 from service.imaging.decode import ImageHeader, Limits, inspect
-from service.runtime import Answer, Ask
+from service.settings import Settings
+
+T = TypeVar("T")
 
 router = APIRouter()
 
-_CLIENT_GONE = 499  # nobody reads it; it marks the log line and the metrics as nginx's convention does
+CLIENT_GONE = 499  # nobody reads it; it marks the log line and the metrics as nginx's convention does
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REQUEST_BODY = {
@@ -57,23 +61,24 @@ _PROBLEMS = {
     503: "Infeasible budget with on_infeasible=reject, full queue, or not ready; see Retry-After",
     504: "The budget ran out before an answer was there",
 }
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": text,
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    }
+    for status, text in _PROBLEMS.items()
+}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": DetectAnswer,
         "description": "The faces, or with `return=image` the annotated picture",
         "content": {"image/jpeg": _BINARY, "image/png": _BINARY},
     },
-    **{
-        status: {
-            "description": text,
-            "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
-        }
-        for status, text in _PROBLEMS.items()
-    },
+    **PROBLEM_RESPONSES,
 }
 
 
-class _ClientGoneError(Exception):
+class ClientGoneError(Exception):
     """The client closed the connection before its answer was ready."""
 
 
@@ -99,7 +104,7 @@ async def detect(
     budget = budget_of(query, x_budget, settings.tiers, settings.default_tier)
     context.tier = budget.label
     check_pins(query)
-    _refuse_unless_ready(services)
+    refuse_unless_ready(services)
     try:
         data = await read_picture(
             request, max_bytes=settings.max_upload_bytes, timeout_seconds=settings.body_timeout_seconds
@@ -107,22 +112,11 @@ async def detect(
         services.metrics.stage("receive", time.monotonic() - context.received)
         header = inspect(data, Limits(settings.max_pixels))
         context.notes["picture"] = f"{header.format} {header.width}x{header.height}"
-        ask = Ask(
-            budget_ms=budget.milliseconds,
-            tier=budget.tier,
-            received=context.received,
-            on_infeasible=query.on_infeasible,
-            variant=query.variant,
-            long_side=query.long_side,
-            min_score=query.min_score,
-            default_min_score=settings.default_min_score,
-            max_faces=query.max_faces,
-            min_face=query.min_face,
-        )
-        answer = await _unless_client_leaves(request.receive, services.detector.detect(data, header, ask))
-    except (ClientDisconnect, _ClientGoneError):
+        ask = ask_of(query, budget, context.received, settings)
+        answer = await unless_client_leaves(request.receive, services.detector.detect(data, header, ask))
+    except (ClientDisconnect, ClientGoneError):
         context.outcome = "client_gone"
-        return Response(status_code=_CLIENT_GONE)
+        return Response(status_code=CLIENT_GONE)
 
     total = time.monotonic() - context.received
     context.variant = answer.variant
@@ -150,7 +144,23 @@ async def _picture_response(
     return Response(body, media_type=f"image/{image_format.lower()}", headers=headers)
 
 
-def _refuse_unless_ready(services: Services) -> None:
+def ask_of(query: DetectQuery, budget: Budget, received: float, settings: Settings) -> Ask:
+    """What the query asks of the runtime. received: `time.monotonic()` at the request's first byte."""
+    return Ask(
+        budget_ms=budget.milliseconds,
+        tier=budget.tier,
+        received=received,
+        on_infeasible=query.on_infeasible,
+        variant=query.variant,
+        long_side=query.long_side,
+        min_score=query.min_score,
+        default_min_score=settings.default_min_score,
+        max_faces=query.max_faces,
+        min_face=query.min_face,
+    )
+
+
+def refuse_unless_ready(services: Services) -> None:
     if services.state.draining:
         raise NotReadyError("The service is shutting down and takes no new requests. Try again in a moment.")
     if not services.detector.ready:
@@ -160,14 +170,14 @@ def _refuse_unless_ready(services: Services) -> None:
         )
 
 
-async def _unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, Answer]) -> Answer:
+async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Run `work`, and cancel it when the client closes the connection, so that nobody computes for nobody."""
     job = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not job.done():
-            raise _ClientGoneError
+            raise ClientGoneError
         return job.result()
     finally:
         for task in (job, watch):

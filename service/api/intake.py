@@ -1,8 +1,9 @@
-"""Read a picture from a request: a raw body or the multipart field `image`, in memory, counted while it streams in."""
+"""Read pictures from a request: a raw body or multipart fields `image`, in memory, counted while they stream in."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
@@ -24,7 +25,15 @@ _TOLERATED_TYPES = frozenset((*ACCEPTED_TYPES, "image/jpg", "image/pjpeg", "appl
 _MULTIPART = "multipart/form-data"
 # What boundaries and part headers may add to the picture's own bytes.
 _MULTIPART_OVERHEAD = 64 * 1024
-_MAX_PARTS = 16
+_SPARE_PARTS = 15  # parts that are no pictures, before the form is refused as a whole
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One picture of a form. name: its file name as the client gave it, maybe empty."""
+
+    name: str
+    data: bytes
 
 
 async def read_picture(request: Request, *, max_bytes: int, timeout_seconds: float) -> bytes:
@@ -34,36 +43,63 @@ async def read_picture(request: Request, *, max_bytes: int, timeout_seconds: flo
     `SlowBodyError` when the body takes longer than `timeout_seconds`, `MalformedRequestError` and `BadParameterError`
     for multipart bodies, and starlette's `ClientDisconnect` when the client goes away.
     """
-    raw_type = request.headers.get("content-type", "")
-    content_type, options = parse_options_header(raw_type)
-    declared = content_type.decode("latin-1").strip().lower()
-    multipart = declared == _MULTIPART
-    if not multipart and declared not in _TOLERATED_TYPES:
+    declared, boundary = _declared(request)
+    if declared == _MULTIPART:
+        form = _Form(boundary, max_bytes, 1)
+        await _stream(request, form.feed, max_bytes + _MULTIPART_OVERHEAD, max_bytes, timeout_seconds)
+        return form.finish()[0].data
+    if declared not in _TOLERATED_TYPES:
         raise _unsupported(declared)
+    chunks: list[bytes] = []
+    await _stream(request, chunks.append, max_bytes, max_bytes, timeout_seconds)
+    return b"".join(chunks)
+
+
+async def read_pictures(
+    request: Request, *, max_bytes: int, max_total: int, most: int, timeout_seconds: float
+) -> list[Part]:
+    """The pictures of a form, in its order: 1 to `most` fields `image`.
+
+    max_bytes: of one; max_total: of the body. Raises as `read_picture` does.
+    """
+    declared, boundary = _declared(request)
+    if declared != _MULTIPART:
+        raise UnsupportedTypeError(
+            f"Content-Type {declared[:80]!r} is not taken here. Send {_MULTIPART} with a field {FIELD!r} for each "
+            f"picture. With curl: -F {FIELD}=@one.jpg -F {FIELD}=@two.jpg.",
+            extra={"accepted": [_MULTIPART]},
+        )
+    form = _Form(boundary, max_bytes, most)
+    await _stream(request, form.feed, max_total + _MULTIPART_OVERHEAD, max_total, timeout_seconds)
+    return form.finish()
+
+
+def _declared(request: Request) -> tuple[str, bytes]:
+    """(type, boundary) of the body."""
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedTypeError(f"Content-Encoding {encoding!r} is not taken: send the picture uncompressed.")
+    return content_type.decode("latin-1").strip().lower(), options.get(b"boundary", b"")
 
-    limit = max_bytes + (_MULTIPART_OVERHEAD if multipart else 0)
-    _check_declared_length(request, limit, max_bytes)
-    form = _Form(options.get(b"boundary", b""), max_bytes) if multipart else None
-    chunks: list[bytes] = []
+
+async def _stream(
+    request: Request, feed: Callable[[bytes], None], limit: int, told: int, timeout_seconds: float
+) -> None:
+    """Feed the body. limit: of its bytes; told: the limit that an error names."""
+    _check_declared_length(request, limit, told)
     count = 0
     try:
         async with asyncio.timeout(timeout_seconds):
             async for chunk in request.stream():
                 count += len(chunk)
                 if count > limit:
-                    raise _too_many_bytes(max_bytes)
-                if form is not None:
-                    form.feed(chunk)
-                else:
-                    chunks.append(chunk)
+                    raise _too_many_bytes(told)
+                feed(chunk)
     except TimeoutError:
         raise SlowBodyError(
             f"Only {count} bytes arrived within {timeout_seconds:g} s. Send the body faster, or a smaller picture."
         ) from None
-    return form.finish() if form is not None else b"".join(chunks)
 
 
 def _unsupported(declared: str) -> UnsupportedTypeError:
@@ -101,28 +137,29 @@ class _Part:
     header_name: bytes = b""
     header_value: bytes = b""
     wanted: bool = False
+    name: str = ""
+    chunks: list[bytes] = field(default_factory=list)
+    count: int = 0
 
 
 @dataclass(slots=True)
 class _Collected:
     part: _Part = field(default_factory=_Part)
     parts: int = 0
-    seen: bool = False
     ended: bool = False
     strangers: list[str] = field(default_factory=list)
-    chunks: list[bytes] = field(default_factory=list)
-    count: int = 0
+    pictures: list[_Part] = field(default_factory=list)
 
 
 class _Form:
-    """A multipart body, of which only the field `image` is kept."""
+    """A multipart body, of which only the fields `image` are kept, `most` of them."""
 
-    def __init__(self, boundary: bytes, max_bytes: int) -> None:
+    def __init__(self, boundary: bytes, max_bytes: int, most: int) -> None:
         if not boundary:
             raise MalformedRequestError(
                 f"The Content-Type {_MULTIPART} has no boundary. Let the HTTP client set this header itself."
             )
-        self._max_bytes = max_bytes
+        self._max_bytes, self._most = max_bytes, most
         self._got = _Collected()
         try:
             self._parser = MultipartParser(
@@ -147,7 +184,7 @@ class _Form:
         except FormParserError as error:
             raise MalformedRequestError(f"The multipart body is broken: {error}.") from None
 
-    def finish(self) -> bytes:
+    def finish(self) -> list[Part]:
         got = self._got
         if got.strangers:
             raise BadParameterError(
@@ -157,15 +194,18 @@ class _Form:
             )
         if got.parts and not got.ended:
             raise MalformedRequestError("The multipart body is cut short: its closing boundary is missing.")
-        if not got.seen:
+        if not got.pictures:
             raise BadParameterError(FIELD, f"The form has no field {FIELD!r}. With curl: -F {FIELD}=@photo.jpg.")
-        return b"".join(got.chunks)
+        return [Part(part.name, b"".join(part.chunks)) for part in got.pictures]
 
     def _part_begin(self) -> None:
         self._got.part = _Part()
         self._got.parts += 1
-        if self._got.parts > _MAX_PARTS:
-            raise MalformedRequestError(f"The form has more than {_MAX_PARTS} parts; send the picture alone.")
+        if self._got.parts > self._most + _SPARE_PARTS:
+            raise MalformedRequestError(
+                f"The form has more than {self._most + _SPARE_PARTS} parts; send "
+                + ("the picture alone." if self._most == 1 else f"{self._most} pictures at most, and nothing else.")
+            )
 
     def _header_begin(self) -> None:
         self._got.part.header_name = self._got.part.header_value = b""
@@ -188,18 +228,25 @@ class _Form:
         if name != FIELD:
             got.strangers.append(name[:64])
             return
-        if got.seen:
-            raise BadParameterError(FIELD, f"The form has the field {FIELD!r} twice; one request takes one picture.")
-        got.seen = got.part.wanted = True
+        if len(got.pictures) == self._most:
+            raise BadParameterError(
+                FIELD,
+                f"The form has the field {FIELD!r} twice; one request takes one picture. POST /detect/batch takes more."
+                if self._most == 1
+                else f"The form has more than {self._most} pictures. Send the rest in another request.",
+            )
+        got.part.wanted = True
+        got.part.name = options.get(b"filename", b"").decode("utf-8", "replace")[:255]
+        got.pictures.append(got.part)
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        got = self._got
-        if not got.part.wanted:
+        part = self._got.part
+        if not part.wanted:
             return
-        got.count += end - start
-        if got.count > self._max_bytes:
+        part.count += end - start
+        if part.count > self._max_bytes:
             raise _too_many_bytes(self._max_bytes)
-        got.chunks.append(data[start:end])
+        part.chunks.append(data[start:end])
 
     def _end(self) -> None:
         self._got.ended = True

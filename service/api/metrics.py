@@ -19,6 +19,7 @@ _LATENCY_EDGES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_EDGES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SLACK_EDGES = (-5.0, -1.0, -0.5, -0.1, -0.05, -0.01, 0.0, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _RATIO_EDGES = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+_DECISION_EDGES = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2)
 _COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 750)
 
 
@@ -55,6 +56,9 @@ class Metrics:
         )
         self._dispatches = Counter("asfd_dispatch", "Engine runs by reason.", ("reason",), registry=registry)
         self._sheds = Counter("asfd_shed", "Requests given up by reason.", ("reason",), registry=registry)
+        self._decisions = Histogram(
+            "asfd_decision_seconds", "Time that the policy took to decide.", buckets=_DECISION_EDGES, registry=registry
+        )
         self._ratio = Histogram(
             "asfd_predicted_vs_actual_ratio",
             "Predicted over measured time of an engine run; above 1 means predicted too long.",
@@ -101,6 +105,9 @@ class Metrics:
 
     def queue_wait(self, seconds: float) -> None:
         self._queue_wait.observe(seconds)
+
+    def decision(self, seconds: float) -> None:
+        self._decisions.observe(seconds)
 
     def faces(self, count: int) -> None:
         self._faces.observe(count)

@@ -20,8 +20,8 @@ MEDIA_TYPE = "application/problem+json"
 _TYPE_BASE = "urn:asfd:problem:"
 
 
-def problem_body(error: AsfdError, request_id: str) -> bytes:
-    document = {
+def problem_document(error: AsfdError, request_id: str) -> dict[str, Any]:
+    return {
         "type": _TYPE_BASE + error.type_slug,
         "title": error.title,
         "status": error.status,
@@ -29,6 +29,10 @@ def problem_body(error: AsfdError, request_id: str) -> bytes:
         "request_id": request_id,
         **error.extra,
     }
+
+
+def problem_body(error: AsfdError, request_id: str) -> bytes:
+    document = problem_document(error, request_id)
     return json.dumps(document, ensure_ascii=False, default=str).encode("utf-8", "replace")
 
 

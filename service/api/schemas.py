@@ -74,6 +74,7 @@ class Model(BaseModel):
     engine: str
     input: Size = Field(description="input size of the network that was run, in pixels")
     ap50: float | None = Field(description="average precision at IoU 0.5 of this variant at this size, where measured")
+    batch: int = Field(description="pictures that the engine ran together")
 
 
 class Latency(BaseModel):
@@ -95,6 +96,7 @@ _EXAMPLE: dict[str, Any] = {
         "engine": "onnxruntime-cpu",
         "input": {"height": 640, "width": 640},
         "ap50": 0.8137,
+        "batch": 1,
     },
     "latency": {
         "budget_ms": 1000.0,
@@ -117,24 +119,6 @@ class DetectAnswer(BaseModel):
     model: Model
     latency: Latency
     request_id: str
-
-
-class Tier(BaseModel):
-    name: str
-    budget_ms: float
-    default: bool
-
-
-class TiersAnswer(BaseModel):
-    tiers: list[Tier]
-    custom: str = Field(
-        default=f"latency_ms=<milliseconds> instead of tier, above 0 and up to {MAX_BUDGET_MS:.0f}",
-        description="how to ask for a budget of one's own",
-    )
-
-
-class Health(BaseModel):
-    status: str = Field(examples=["ready"])
 
 
 class Problem(BaseModel):
@@ -161,3 +145,40 @@ class Problem(BaseModel):
     status: Annotated[int, Field(ge=400, le=599)]
     detail: str
     request_id: str
+
+
+class BatchResult(BaseModel):
+    """One picture of a batch: faces, image, model and latency as in the answer of /detect, or a problem."""
+
+    name: str = Field(description="file name, as the form gave it")
+    faces: list[Face] | None = None
+    image: Size | None = None
+    model: Model | None = None
+    latency: Latency | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(BaseModel):
+    results: list[BatchResult] = Field(description="in the order of the form")
+    budget_ms: float
+    total_ms: float
+    deadline_met: bool
+    request_id: str
+
+
+class Tier(BaseModel):
+    name: str
+    budget_ms: float
+    default: bool
+
+
+class TiersAnswer(BaseModel):
+    tiers: list[Tier]
+    custom: str = Field(
+        default=f"latency_ms=<milliseconds> instead of tier, above 0 and up to {MAX_BUDGET_MS:.0f}",
+        description="how to ask for a budget of one's own",
+    )
+
+
+class Health(BaseModel):
+    status: str = Field(examples=["ready"])

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MANIFEST_NAME = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
+Family = Literal["paper", "machine"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 
 
@@ -56,6 +57,9 @@ class ModelFile(_Strict):
     input  `images`: uint8 [N, H, W, 3], RGB, letterboxed to the top left; N dynamic, (H, W) one of `input_sizes`;
     output `num_detections`: int32 [N]; `boxes`: float32 [N, max_detections, 4], x1 y1 x2 y2 in input pixels;
            `scores`: float32 [N, max_detections], descending; rows past the count are zero.
+
+    precision: what it computes in; weights_precision: what its file stores. `fp16` computes in half precision, which is
+    for GPUs: on a CPU it is no faster, and the CPU service leaves it out.
     """
 
     variant: Name
@@ -89,10 +93,14 @@ class Accuracy(_Strict):
 
 
 class Architecture(_Strict):
-    """Enough to rebuild the network and to tell a reader what it is."""
+    """Enough to rebuild the network and to tell a reader what it is.
+
+    single_path: as Table 7 prints it, such as R50-FAE-Hx3-192; empty where the neck is not AutoFAE.
+    """
 
     backbone: str
     neck: str
+    single_path: str = ""
     genotype: dict[str, Any] | None = None
     head_convs: int = Field(ge=0)
     channels: int = Field(ge=1)
@@ -109,7 +117,10 @@ class Stage(_Strict):
 
 
 class Provenance(_Strict):
-    """How the weights came to be. images_seen and train_hours count all stages; recipe is that of the last."""
+    """How the weights came to be. images_seen and train_hours count all stages; recipe is that of the last.
+
+    checkpoint_sha256: of the checkpoint that was exported; empty in manifests older than the field.
+    """
 
     recipe: str
     data: str
@@ -119,15 +130,24 @@ class Provenance(_Strict):
     train_hours: float = Field(ge=0)
     finished: str = Field(description="ISO 8601 date")
     commit: str = ""
+    checkpoint_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     stages: tuple[Stage, ...] = Field(default=(), description="oldest first; empty where there was one")
 
 
 class Manifest(_Strict):
-    """`manifest.json` of one member. Unknown fields and unknown versions are refused."""
+    """`manifest.json` of one member. Unknown fields and unknown versions are refused.
+
+    family: `paper` is Table 7's, `machine` was found for the hardware `found_for` within `budget_ms` milliseconds.
+    trained: false for fresh weights, which are there to be timed and are never served.
+    """
 
     schema_version: Literal[1] = 1
     member: Name
     title: str
+    family: Family = "paper"
+    budget_ms: float | None = Field(default=None, gt=0)
+    found_for: str = ""
+    trained: bool = True
     architecture: Architecture
     input_sizes: tuple[InputSize, ...] = Field(min_length=1)
     thresholds: Thresholds = Thresholds()
@@ -137,6 +157,9 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        machine = self.family == "machine"
+        if (self.budget_ms is not None) != machine or bool(self.found_for) != machine:
+            raise ValueError("budget_ms and found_for belong to members of a machine family, and to every one of them")
         names = [file.variant for file in self.files]
         if len(set(names)) != len(names):
             raise ValueError(f"variant names must differ, got {names}")

@@ -47,13 +47,15 @@ def load_manifest(path: Path) -> Manifest:
         raise RepositoryError(f"{path}: not a manifest of version 1 ({faults}); export the member again") from None
 
 
-def load_repository(root: Path) -> Repository:
-    """Load and verify every member below `root`. Raises `RepositoryError` that lists all faults."""
+def load_repository(root: Path, untrained: bool = False) -> Repository:
+    """Load and verify every member below `root`, hidden folders left out. Raises `RepositoryError` that lists all
+    faults; a member of fresh weights is one, unless `untrained` allows it, as `export` does to time it."""
     if not root.is_dir():
         raise RepositoryError(f"no model repository at {root.absolute()}: set ASFD_REPOSITORY to its folder")
-    manifests = sorted(root.glob(f"*/{MANIFEST_NAME}"))
+    manifests = [path for path in sorted(root.glob(f"*/{MANIFEST_NAME}")) if not path.parent.name.startswith(".")]
     # Sorted out here, because a member that silently disappears is found only by whoever misses its answers.
-    strays = [path for path in sorted({p.parent for p in root.glob("*/*.onnx")}) if not (path / MANIFEST_NAME).exists()]
+    folders = sorted({path.parent for path in root.glob("*/*.onnx")})
+    strays = [p for p in folders if not p.name.startswith(".") and not (p / MANIFEST_NAME).exists()]
     if not manifests:
         raise RepositoryError(f"{root.absolute()} holds no <member>/{MANIFEST_NAME}; see python -m export --help")
     variants: list[Variant] = []
@@ -64,6 +66,8 @@ def load_repository(root: Path) -> Repository:
         except RepositoryError as error:
             faults.append(str(error))
             continue
+        if not manifest.trained and not untrained:
+            faults.append(f"{path}: {manifest.member} has fresh weights, for timing only; train it and export it again")
         for file in manifest.files:
             fault = verify_file(path.parent / file.path, file)
             if fault:
@@ -74,6 +78,18 @@ def load_repository(root: Path) -> Repository:
     if faults:
         raise RepositoryError("the model repository cannot be used: " + "; ".join(faults))
     return Repository(root, tuple(sorted(variants, key=lambda variant: variant.name)))
+
+
+def for_cpu(repository: Repository) -> tuple[Repository, tuple[str, ...]]:
+    """What a CPU can serve, and the names of the variants left out, which compute in float16 and are for GPUs.
+
+    Raises `RepositoryError` where nothing is left.
+    """
+    kept = tuple(variant for variant in repository.variants if variant.file.precision != "fp16")
+    if not kept:
+        raise RepositoryError(f"{repository.root.absolute()} has only fp16 variants, for GPUs; export fp32 beside them")
+    left_out = tuple(variant.name for variant in repository.variants if variant.file.precision == "fp16")
+    return Repository(repository.root, kept), left_out
 
 
 def verify_file(path: Path, file: ModelFile) -> str | None:

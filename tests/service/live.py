@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.api.server import DrainingServer
@@ -27,10 +28,18 @@ class Live:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def in_flight(self) -> int:
+        return self.server._services.state.in_flight
+
 
 @contextlib.contextmanager
 def live_server(stub: StubDetector, **settings: Any) -> Iterator[Live]:
-    app = create_app(Settings(**settings), lambda _settings, _metrics: stub)
+    with serving_app(create_app(Settings(**settings), lambda _settings, _metrics: stub)) as live:
+        yield live
+
+
+@contextlib.contextmanager
+def serving_app(app: FastAPI) -> Iterator[Live]:
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2
     )

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from service.api.app import create_app
+from service.contract import Answer, Ask
+from service.errors import AsfdError
 from service.imaging.decode import ImageHeader, decode
-from service.runtime import Answer, Ask
 from service.settings import Settings
 
 FACES = np.array([[10.04, 20.0, 50.0, 80.0], [60.0, 20.0, 70.0, 31.0]], dtype=np.float32)
@@ -81,6 +82,15 @@ class StubDetector:
             pixels=decoded.pixels,
             degraded=False,
         )
+
+    async def detect_all(self, pictures: Sequence[tuple[bytes, ImageHeader]], ask: Ask) -> list[Answer | AsfdError]:
+        answers: list[Answer | AsfdError] = []
+        for data, header in pictures:
+            try:
+                answers.append(await self.detect(data, header, ask))
+            except AsfdError as error:
+                answers.append(error)
+        return answers
 
     async def drain(self, seconds: float) -> None:
         self.drained = seconds

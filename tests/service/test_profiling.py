@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from service.engines.base import Detections
-from service.profiling import LatencyModel, measure, measure_engine, percentile_99, read_profile, write_profile
+from service.profiling import base_latencies, measure, measure_engine, percentile_99, read_profile, write_profile
 from service.repository.manifest import InputSize
-from service.scheduling.policy import Option, most_accurate
-from tests.service.test_policy import SIZES, profile
+from service.scheduling.selection import Option, most_accurate
+from tests.service.test_selection import SIZES, profile
 
 
 class CountingEngine:
@@ -62,24 +62,37 @@ def test_fewer_runs_get_a_wider_margin() -> None:
     assert percentile_99([10.0] * 10) == pytest.approx(11.0)
 
 
-def test_a_slow_spell_is_forgotten_though_the_size_is_not_chosen_meanwhile() -> None:
-    now = [0.0]
-    model = LatencyModel(profile(), clock=lambda: now[0])
-    for _ in range(50):
-        model.observe("v", SIZES[0], 900.0)
-    option = Option("v", SIZES[0], 0.5, 0.0, model.p99_ms("v", SIZES[0]))
-    assert not most_accurate([option], 100.0, 0.0).feasible
-    now[0] = 119.0
-    assert model.p99_ms("v", SIZES[0]) == pytest.approx(990.0)
-    now[0] = 121.0
-    assert model.p99_ms("v", SIZES[0]) == 12
-    assert model.runs("v", SIZES[0]) == 50  # still shown
+class BatchingEngine(CountingEngine):
+    """Takes `seconds` a run up to `free` pictures, and as much again for each further batch of them."""
+
+    def __init__(self, seconds: float, free: int) -> None:
+        super().__init__(seconds)
+        self.free = free
+
+    def run(self, images: NDArray[np.uint8]) -> list[Detections]:
+        self.runs += 1
+        time.sleep(self.seconds * -(-len(images) // self.free))
+        return []
 
 
-def test_a_single_outlier_does_not_rule_out_a_size() -> None:
-    model = LatencyModel(profile())
-    model.observe("v", SIZES[0], 120.0)
-    assert 12 < model.p99_ms("v", SIZES[0]) < 20
+def test_batches_are_measured_as_far_as_they_pay() -> None:
+    said: list[str] = []
+    found = measure([(BatchingEngine(0.004, 2), SIZES)], "k", 0.001, said.append, max_batch=8)
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for timing in found.timings:
+        by_size.setdefault((timing.height, timing.width), []).append(timing.batch)
+    assert by_size == {(s.height, s.width): [1, 2] for s in SIZES}
+    curves = base_latencies(found)
+    assert all(len(curve) == 2 and curve[0] <= curve[1] for curve in curves.values())
+    assert "batches of 4" in said[-1]
+
+
+def test_where_batches_do_not_pay_one_size_is_enough_to_see_it() -> None:
+    said: list[str] = []
+    found = measure([(BatchingEngine(0.004, 1), SIZES)], "k", 0.001, said.append, max_batch=8)
+    assert [timing.batch for timing in found.timings] == [1] * len(SIZES)
+    assert sum("batches" in line for line in said) == 1
+    assert not [t for t in measure([(CountingEngine(), SIZES)], "k", 0.001, said.append).timings if t.batch > 1]
 
 
 @pytest.mark.parametrize(

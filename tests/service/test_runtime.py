@@ -1,4 +1,4 @@
-"""The engine queue and the runtime: every request gets exactly one answer, in time or with a reason."""
+"""The runtime: every request gets exactly one answer, in time or with a reason."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.contract import Answer, Ask
 from service.engines.base import EngineError
 from service.errors import (
     BadParameterError,
-    DeadlinePassedError,
     EngineFailureError,
     InfeasibleError,
     NotReadyError,
@@ -23,8 +23,7 @@ from service.errors import (
     UndecodableImageError,
 )
 from service.imaging.decode import Limits, inspect
-from service.runtime import Answer, Ask, Runtime
-from service.scheduling.queue import EngineQueue
+from service.runtime import Runtime
 from service.settings import Settings
 from tests.service.fake_model import write_fake_repository
 
@@ -37,95 +36,6 @@ def photo(width: int = 200, height: int = 100) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.full((height, width, 3), 128, np.uint8)).save(out, "JPEG")
     return out.getvalue()
-
-
-def blocked(gate: threading.Event, log: list[str], name: str) -> Callable[[], str]:
-    def work() -> str:
-        gate.wait(10)
-        log.append(name)
-        return name
-
-    return work
-
-
-def test_the_earliest_deadline_goes_first() -> None:
-    async def scenario() -> list[str]:
-        queue: EngineQueue[str] = EngineQueue()
-        gate, now = threading.Event(), time.monotonic()
-        log: list[str] = []
-        started = threading.Event()
-
-        def first() -> str:
-            started.set()
-            return blocked(gate, log, "first")()
-
-        jobs = [asyncio.create_task(queue.run(first, deadline=now + 50, expires=now + 60, expected_s=1))]
-        # Jobs that arrive together are sorted before any starts; this one must run when the others come.
-        assert await asyncio.to_thread(started.wait, 10)
-        jobs += [
-            asyncio.create_task(queue.run(blocked(gate, log, name), deadline=now + s, expires=now + 60, expected_s=1))
-            for name, s in (("late", 40), ("soon", 10))
-        ]
-        await asyncio.sleep(0.05)
-        assert len(queue) == 2
-        # `soon`, and what is left of the running one: between nothing and the second that was expected of it.
-        assert 1.0 <= queue.wait_s(now + 20) <= 2.0
-        assert queue.wait_s(now + 45) >= 2.0
-        gate.set()
-        await asyncio.gather(*jobs)
-        await queue.close()
-        return log
-
-    assert asyncio.run(scenario()) == ["first", "soon", "late"]
-
-
-def test_what_expires_while_another_runs_is_told_at_once() -> None:
-    async def scenario() -> tuple[float, list[str]]:
-        queue: EngineQueue[str] = EngineQueue()
-        gate, now = threading.Event(), time.monotonic()
-        log: list[str] = []
-        running = asyncio.create_task(
-            queue.run(blocked(gate, log, "running"), deadline=now + 60, expires=now + 60, expected_s=1)
-        )
-        await asyncio.sleep(0.05)
-        with pytest.raises(DeadlinePassedError):
-            await queue.run(blocked(gate, log, "expired"), deadline=now + 0.1, expires=now + 0.1, expected_s=1)
-        waited = time.monotonic() - now
-        gate.set()
-        await running
-        await queue.close()
-        return waited, log
-
-    waited, log = asyncio.run(scenario())
-    assert waited < 5  # long before the running job would have ended by itself
-    assert log == ["running"]
-
-
-def test_cancelled_jobs_never_run_and_errors_pass_through() -> None:
-    async def scenario() -> list[str]:
-        queue: EngineQueue[str] = EngineQueue()
-        gate, far = threading.Event(), time.monotonic() + 60
-        log: list[str] = []
-        first = asyncio.create_task(queue.run(blocked(gate, log, "a"), deadline=far, expires=far, expected_s=1))
-        gone = asyncio.create_task(queue.run(blocked(gate, log, "gone"), deadline=far, expires=far, expected_s=1))
-        await asyncio.sleep(0.05)
-        gone.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
-        assert len(queue) == 0
-
-        def fail() -> str:
-            raise ValueError("broken")
-
-        failing = asyncio.create_task(queue.run(fail, deadline=far, expires=far, expected_s=1))
-        gate.set()
-        with pytest.raises(ValueError, match="broken"):
-            await failing
-        await first
-        assert await queue.run(lambda: "alive", deadline=far, expires=far, expected_s=1) == "alive"
-        await queue.close()
-        return log
-
-    assert asyncio.run(scenario()) == ["a"]
 
 
 class FakeEngine:
@@ -229,12 +139,13 @@ def test_infeasible_budgets(settings: Settings) -> None:
 
 def test_an_engine_failure_is_one_requests_failure(settings: Settings) -> None:
     async def scenario(runtime: Runtime) -> None:
-        whole = runtime._loaded["d0"]
-        runtime._loaded["d0"] = dataclasses.replace(whole, engine=FakeEngine(lambda: None))  # type: ignore[arg-type]
+        loaded = runtime._models.loaded  # type: ignore[union-attr]
+        whole = loaded["d0"]
+        loaded["d0"] = dataclasses.replace(whole, engine=FakeEngine(lambda: None))  # type: ignore[arg-type]
         with pytest.raises(EngineFailureError) as failure:
             await detect(runtime, photo(), variant="d0")
         assert "models" not in failure.value.detail
-        runtime._loaded["d0"] = whole
+        loaded["d0"] = whole
         assert (await detect(runtime, photo(), variant="d0")).variant == "d0"
 
     with_runtime(settings, scenario)
@@ -243,9 +154,10 @@ def test_an_engine_failure_is_one_requests_failure(settings: Settings) -> None:
 def test_a_full_queue_refuses_and_recovers(settings: Settings) -> None:
     async def scenario(runtime: Runtime) -> None:
         gate = threading.Event()
-        whole = runtime._loaded["d0"]
+        loaded = runtime._models.loaded  # type: ignore[union-attr]
+        whole = loaded["d0"]
         slow = FakeEngine(lambda: gate.wait(10))
-        runtime._loaded["d0"] = dataclasses.replace(whole, engine=slow)  # type: ignore[arg-type]
+        loaded["d0"] = dataclasses.replace(whole, engine=slow)  # type: ignore[arg-type]
         held = [asyncio.create_task(detect(runtime, photo(), variant="d0")) for _ in range(2)]
         await asyncio.sleep(0.2)
         with pytest.raises(QueueFullError):
@@ -253,7 +165,7 @@ def test_a_full_queue_refuses_and_recovers(settings: Settings) -> None:
         gate.set()
         results = await asyncio.gather(*held, return_exceptions=True)
         assert all(isinstance(r, EngineFailureError) for r in results)
-        runtime._loaded["d0"] = whole
+        loaded["d0"] = whole
         assert (await detect(runtime, photo())).deadline_met
 
     with_runtime(settings, scenario)

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from service import gate as gate_module
 from service import runtime as runtime_module
+from service.contract import Ask
 from service.errors import DeadlinePassedError, InfeasibleError, NotReadyError
 from service.imaging.decode import ImageHeader, Limits, inspect
 from service.letterbox import Fitted
 from service.repository.manifest import InputSize
-from service.runtime import Ask, Runtime
-from service.scheduling.queue import EngineQueue
+from service.runtime import Runtime
+from service.scheduling.admission import Admission
 from service.settings import Settings
 from tests.service.fake_model import write_fake_repository
 from tests.service.test_runtime import photo
@@ -37,45 +39,6 @@ def ask(**changes: object) -> Ask:
 
 def header_of(data: bytes) -> ImageHeader:
     return inspect(data, Limits(10**8))
-
-
-def test_closing_answers_the_running_job_and_tells_the_waiting_ones() -> None:
-    async def scenario() -> None:
-        queue: EngineQueue[str] = EngineQueue()
-        started, gate, far = threading.Event(), threading.Event(), time.monotonic() + 600
-
-        def work() -> str:
-            started.set()
-            gate.wait(PATIENCE_S)
-            return "done"
-
-        running = asyncio.create_task(queue.run(work, deadline=far, expires=far, expected_s=1))
-        assert await asyncio.to_thread(started.wait, PATIENCE_S)
-        waiting = asyncio.create_task(queue.run(lambda: "never", deadline=far, expires=far, expected_s=1))
-        await asyncio.sleep(0)
-        closing = asyncio.create_task(queue.close())
-        with pytest.raises(NotReadyError):
-            await asyncio.wait_for(waiting, PATIENCE_S)
-        gate.set()
-        assert await asyncio.wait_for(running, PATIENCE_S) == "done"
-        await closing
-        with pytest.raises(NotReadyError):
-            await asyncio.wait_for(queue.run(lambda: "late", deadline=far, expires=far, expected_s=1), PATIENCE_S)
-
-    asyncio.run(scenario())
-
-
-def test_what_has_expired_already_never_runs() -> None:
-    async def scenario() -> list[str]:
-        queue: EngineQueue[None] = EngineQueue()
-        log: list[str] = []
-        past = time.monotonic() - 1
-        with pytest.raises(DeadlinePassedError):
-            await queue.run(lambda: log.append("ran"), deadline=past, expires=past, expected_s=1)
-        await queue.close()
-        return log
-
-    assert asyncio.run(scenario()) == []
 
 
 def _held_decoder(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
@@ -100,8 +63,8 @@ def test_a_deadline_passes_during_decoding_too(settings: Settings, monkeypatch: 
         runtime = Runtime(settings)
         await runtime.start()
         try:
-            # Any option is feasible by prediction; only the decoder that hangs makes it late.
-            monkeypatch.setattr(runtime, "_policy", _always_feasible)
+            # Feasible by prediction; only the decoder that hangs makes it late.
+            monkeypatch.setattr(gate_module, "admit", lambda *_: Admission(0.0, on_time=True, harmless=True))
             late = ask(budget_ms=300.0, on_infeasible="reject")
             with pytest.raises(DeadlinePassedError, match="before the picture was decoded"):
                 await asyncio.wait_for(runtime.detect(data, header_of(data), late), PATIENCE_S)
@@ -112,12 +75,6 @@ def test_a_deadline_passes_during_decoding_too(settings: Settings, monkeypatch: 
             await runtime.close()
 
     asyncio.run(scenario())
-
-
-def _always_feasible(options: object, left_ms: float, wait_ms: float) -> object:
-    from service.scheduling.policy import most_accurate
-
-    return most_accurate(options, 1e9, 0.0)  # type: ignore[arg-type]
 
 
 def test_closing_tells_requests_that_wait_for_a_decoder(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,12 +130,12 @@ def test_a_refusal_never_advises_a_budget_that_is_too_small(
         runtime = Runtime(settings)
         await runtime.start()
         try:
-            assert runtime._queue is not None
-            monkeypatch.setattr(runtime._queue, "wait_s", lambda deadline: 5.0)
+            assert runtime._dispatcher is not None
+            monkeypatch.setattr(runtime._dispatcher, "free_at", lambda: time.monotonic() + 5.0)
             with pytest.raises(InfeasibleError) as refused:
                 await runtime.detect(data, header_of(data), ask(budget_ms=200.0, on_infeasible="reject"))
             assert refused.value.extra["smallest_feasible_ms"] >= 5000
-            assert refused.value.headers["Retry-After"] == "5"
+            assert refused.value.headers["Retry-After"] == "5"  # whole seconds, of a bit less than five
         finally:
             await runtime.close()
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from service.imaging.decode import ImageHeader
 from service.letterbox import fitting_size, letterbox, scaled_size, sizes_by_long_side, to_original
-from service.profiling import DecodeCost, LatencyModel, Profile, Timing, percentile_99, read_profile, write_profile
+from service.profiling import DecodeCost, Profile, Timing, decode_ms, percentile_99, read_profile, write_profile
 from service.repository.manifest import InputSize
-from service.scheduling.policy import Option, most_accurate
+from service.scheduling.selection import Option, most_accurate
 
 SIZES = tuple(InputSize(height=h, width=w) for h, w in ((64, 64), (64, 128), (128, 64), (128, 128)))
 
@@ -94,31 +94,19 @@ def profile(key: str = "k") -> Profile:
     return Profile(key=key, timings=(timing,), decode=cost)
 
 
-def test_predictions_follow_what_is_seen_and_recover() -> None:
-    model = LatencyModel(profile())
-    assert model.p99_ms("v", SIZES[0]) == 12
-    for _ in range(50):
-        model.observe("v", SIZES[0], 40.0)
-    assert model.p99_ms("v", SIZES[0]) == pytest.approx(44.0)
-    assert model.p50_ms("v", SIZES[0]) == 40.0
-    for _ in range(100):
-        model.observe("v", SIZES[0], 10.0)
-    assert model.p99_ms("v", SIZES[0]) == pytest.approx(10.0)
-
-
 def test_p99_of_few_runs_is_their_largest_with_a_margin() -> None:
     assert percentile_99([1.0, 2.0, 3.0]) == pytest.approx(3.75)
     assert percentile_99([float(v) for v in range(1000)]) == pytest.approx(989.01)
 
 
 def test_decoding_gets_cheaper_with_the_scale_that_jpeg_allows() -> None:
-    model = LatencyModel(profile())
+    cost = profile().decode
     header = ImageHeader("JPEG", 4000, 3000, 1, "RGB", 1)
-    costs = [model.before_ms(header, side) for side in (400, 640, 1500, 3000)]
+    costs = [decode_ms(cost, header, side) for side in (400, 640, 1500, 3000)]
     assert costs == sorted(costs)
     assert costs[0] < costs[1] < costs[2] < costs[3]
     png = ImageHeader("PNG", 4000, 3000, 1, "RGB", 1)
-    assert model.before_ms(png, 400) == model.before_ms(png, 3000) > costs[3]
+    assert decode_ms(cost, png, 400) == decode_ms(cost, png, 3000) > costs[3]
 
 
 def test_profiles_are_kept_and_refused(tmp_path: Path) -> None:

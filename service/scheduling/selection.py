@@ -1,10 +1,9 @@
-"""Selection: a pure function of predictions, what is left of the budget, and the queue."""
+"""What a picture is decoded for, before it joins the queue: a pure function of predictions and of the budget's rest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from service.repository.manifest import InputSize
 
@@ -36,12 +35,6 @@ class Choice:
     option: Option
     predicted_ms: float
     feasible: bool
-
-
-class Policy(Protocol):
-    """Every policy is such a function; it does no I/O and reads no clock."""
-
-    def __call__(self, options: Sequence[Option], left_ms: float, wait_ms: float) -> Choice: ...
 
 
 def most_accurate(options: Sequence[Option], left_ms: float, wait_ms: float) -> Choice:

@@ -1,0 +1,180 @@
+"""The models of one service: loaded, verified, profiled, and predicted as they run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from service import profiling
+from service.engines.base import Engine
+from service.engines.ort import OnnxCpuEngine
+from service.repository.store import Variant, for_cpu, load_repository
+from service.scheduling.arms import ArmIndex
+from service.scheduling.prediction import Correction, Prediction
+from service.scheduling.problem import Arm
+from service.settings import Settings
+
+_LOG = logging.getLogger(__name__)
+
+_PROFILE_SECONDS = 15.0
+_SAVE_EVERY_S = 60.0
+_REFRESH_S = 1.0  # between two looks at what has faded meanwhile, where nothing ran
+# Arms whose prediction moved by less stay the same objects, from which policies derive tables only once.
+_STALE = 0.02
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One variant and its engine."""
+
+    variant: Variant
+    engine: Engine
+
+
+class Models:
+    """Every variant with its engine, and the arms that it offers. `arms` and `observe` belong to one thread."""
+
+    def __init__(
+        self, loaded: dict[str, Loaded], profile: profiling.Profile, correction: Path, clock: Callable[[], float]
+    ) -> None:
+        self.loaded, self.profile, self._path, self._clock = loaded, profile, correction, clock
+        self.index = ArmIndex(
+            [(name, size) for name, one in loaded.items() for size in one.variant.manifest.input_sizes]
+        )
+        self.prediction = Prediction(profiling.base_latencies(profile))
+        kept = _read_correction(correction)
+        if kept is not None and kept.key == profile.key:
+            self.prediction.resume(kept, clock())
+        self._arms = tuple(self._arm(number, clock()) for number in range(len(self.index.keys)))
+        self._checked, self._version, self._saved = clock(), self.prediction.version, clock()
+
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms in the order of `index`, with what is predicted now."""
+        now = self._clock()
+        if self.prediction.version != self._version or now - self._checked > _REFRESH_S:
+            self._checked, self._version = now, self.prediction.version
+            fresh = [self._arm(number, now) for number in range(len(self._arms))]
+            if any(_moved(old, new) for old, new in zip(self._arms, fresh, strict=True)):
+                self._arms = tuple(n if _moved(o, n) else o for o, n in zip(self._arms, fresh, strict=True))
+        return self._arms
+
+    def observe(self, number: int, batch: int, ms: float) -> float:
+        """Take note of a run of an arm; returns what had been predicted for it, in ms."""
+        variant, size = self.index.keys[number]
+        return self.prediction.observe(variant, size, batch, ms, self._clock())
+
+    def ap50(self, variant: str, long_side: int) -> float | None:
+        return self.loaded[variant].variant.manifest.ap50(variant, long_side)
+
+    def _arm(self, number: int, now: float) -> Arm:
+        variant, size = self.index.keys[number]
+        latencies = self.prediction.latencies_ms(variant, size, now)
+        return Arm(variant, size, self.ap50(variant, size.long_side) or 0.0, latencies)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every variant with its accuracy, memory and live latencies, as plain containers."""
+        return [self._describe(name, one) for name, one in self.loaded.items()]
+
+    def _describe(self, name: str, one: Loaded) -> dict[str, Any]:
+        manifest, engine = one.variant.manifest, one.engine
+        medians = {(t.height, t.width): t.p50_ms for t in self.profile.timings if (t.variant, t.batch) == (name, 1)}
+        arms = {arm.size: arm for arm in self._arms if arm.variant == name}
+        return {
+            "variant": name,
+            "member": manifest.member,
+            "title": manifest.title,
+            "family": manifest.family,
+            "engine": engine.kind,
+            "precision": one.variant.file.precision,
+            "architecture": manifest.architecture.model_dump(exclude={"genotype"}),
+            "thresholds": manifest.thresholds.model_dump(),
+            "file_bytes": one.variant.file.size_bytes,
+            "memory_bytes": engine.memory_bytes(),
+            "accuracy": [row.model_dump() for row in manifest.accuracy if row.variant == name],
+            "inputs": [
+                {
+                    "height": size.height,
+                    "width": size.width,
+                    "ap50": manifest.ap50(name, size.long_side),
+                    "max_batch": arms[size].max_batch,
+                    "p50_ms": round(medians[size.height, size.width], 2),
+                    "p99_ms": round(arms[size].latency_ms[0], 2),
+                    "runs_seen": self.prediction.runs(name, size),
+                }
+                for size in manifest.input_sizes
+            ],
+        }
+
+    def correction_due(self) -> bytes | None:
+        """What is to be kept for the next start, once a minute at most; None in between."""
+        now = self._clock()
+        if now - self._saved < _SAVE_EVERY_S:
+            return None
+        self._saved = now
+        return self._correction()
+
+    def _correction(self) -> bytes:
+        return self.prediction.correction(self.profile.key).model_dump_json().encode()
+
+    def save(self, content: bytes | None = None) -> None:
+        """Keep what was learnt, atomically; what cannot be written is said in the log and costs nothing else."""
+        profiling.write_bytes(self._path, content or self._correction())
+
+    def close(self) -> None:
+        self.save()
+        for one in self.loaded.values():
+            one.engine.close()
+
+
+def load_models(settings: Settings, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Models:
+    """Load, verify, profile, warm up; `say` is told what is being done.
+
+    The profile and what was learnt beside it are kept between starts, and refused where hardware or a model's hash
+    differs. Raises `RepositoryError` or `EngineError` where the models are unusable.
+    """
+    say("loading models")
+    repository, left_out = for_cpu(load_repository(settings.repository))
+    if left_out:
+        _LOG.info("left out, since they compute in float16, which is for GPUs: %s", ", ".join(left_out))
+    loaded = {
+        variant.name: Loaded(variant, OnnxCpuEngine(variant.name, variant.path, settings.intra_op_threads))
+        for variant in repository.variants
+    }
+    hardware = profiling.hardware_name(settings.intra_op_threads)
+    hashes = [f"{v.name}:{v.file.sha256}:{','.join(map(str, v.manifest.input_sizes))}" for v in repository.variants]
+    key = hashlib.sha256("\n".join([hardware, f"batches to {settings.max_batch}", *hashes]).encode()).hexdigest()
+    folder = settings.usable_cache_dir()
+    path = folder / f"profile-{key[:16]}.json"
+    pairs = [(v.name, size) for v in repository.variants for size in v.manifest.input_sizes]
+    profile = profiling.read_profile(path, key, pairs)
+    if profile is None:
+        work = [(one.engine, one.variant.manifest.input_sizes) for one in loaded.values()]
+        profile = profiling.measure(work, key, _PROFILE_SECONDS, say, settings.max_batch)
+        profiling.write_profile(path, profile)
+    else:
+        for one in loaded.values():
+            size = one.variant.manifest.input_sizes[0]
+            say(f"warming up {one.variant.name}")
+            one.engine.warm_up(size.height, size.width)
+    return Models(loaded, profile, folder / f"correction-{key[:16]}.json", clock)
+
+
+def _moved(old: Arm, new: Arm) -> bool:
+    return any(abs(b - a) > _STALE * a for a, b in zip(old.latency_ms, new.latency_ms, strict=True))
+
+
+def _read_correction(path: Path) -> Correction | None:
+    try:
+        return Correction.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError, ValueError):
+        _LOG.warning("%s is damaged; what earlier runs taught is lost", path)
+        return None
