@@ -17,8 +17,8 @@ import typer
 from pydantic import BaseModel
 
 from benchmarks.hardware import Hardware, describe
-from benchmarks.peers import find_peers
 from benchmarks.runs import Measured, measure
+from export.peers import find_peers
 from training.commands import told
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Source, read_split

@@ -11,14 +11,12 @@ import onnx
 from service.repository.manifest import (
     MANIFEST_NAME,
     Accuracy,
-    Architecture,
     InputSize,
     Manifest,
     ModelFile,
     Precision,
     Provenance,
     Stage,
-    Thresholds,
 )
 from service.repository.store import sha256_of
 
@@ -45,13 +43,9 @@ def describe_file(path: Path, variant: str, precision: Precision, nms: str, opse
     )  # fmt: skip
 
 
-def architecture(stored: dict[str, Any], parameters: int, gmacs_vga: float) -> Architecture:
-    """From a checkpoint's model config and its counts."""
-    fields = {key: stored[key] for key in ("backbone", "neck", "head_convs", "channels")}
-    return Architecture(**fields, parameters=parameters, gmacs_vga=round(gmacs_vga, 2))
-
-
-def provenance_of(content: dict[str, Any], data: str, hardware: str, finished: str) -> Provenance:
+def provenance_of(
+    content: dict[str, Any], data: str, hardware: str, finished: str, checkpoint_sha256: str = ""
+) -> Provenance:
     """How a checkpoint's weights came to be, the stages before its own run included. finished: ISO 8601 date."""
     config, progress = content["config"], content["progress"]
     own = {"recipe": config["recipe"], "images": progress["images"], "seconds": progress["seconds"]}
@@ -62,17 +56,7 @@ def provenance_of(content: dict[str, Any], data: str, hardware: str, finished: s
     return Provenance(
         recipe=config["recipe"], data=data, images_seen=sum(s.images for s in stages), seed=config["seed"],
         hardware=hardware, train_hours=round(sum(s["seconds"] for s in past) / 3600, 2), finished=finished,
-        stages=stages if len(stages) > 1 else (),
-    )  # fmt: skip
-
-
-def new_manifest(
-    member: str, title: str, files: tuple[ModelFile, ...], shape: Architecture, provenance: Provenance
-) -> Manifest:
-    """A manifest without accuracy, which `python -m export accuracy` measures and adds."""
-    return Manifest(
-        member=member, title=title, architecture=shape, input_sizes=input_sizes(), thresholds=Thresholds(),
-        files=files, provenance=provenance,
+        stages=stages if len(stages) > 1 else (), checkpoint_sha256=checkpoint_sha256,
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def export_onnx(detector: Detector, thresholds: Thresholds, nms: str, half: bool
     else:
         raise ValueError(f"nms must be 'plain' or 'onnx', got {nms!r}")
     if half:
-        _store_half(model)
+        store_half(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -95,7 +95,8 @@ def _attach_nms(model: onnx.ModelProto, thresholds: Thresholds) -> None:
     )
 
 
-def _store_half(model: onnx.ModelProto) -> None:
+def store_half(model: onnx.ModelProto) -> None:
+    """Store large float32 initialisers as float16 behind a Cast, in place. Raises ValueError where one overflows."""
     graph, casts = model.graph, []
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)

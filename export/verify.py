@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.member import input_sizes
 from service.engines.base import Detections
 from service.engines.ort import OnnxCpuEngine
-from service.letterbox import fitting_size, letterbox, sizes_by_long_side
+from service.letterbox import fitting_size, letterbox
 from service.repository.manifest import Manifest, ModelFile
 from service.repository.store import load_manifest, verify_file
+
+if TYPE_CHECKING:
+    from training.models.detector import Detector
 
 SCORE_TOLERANCE = 0.02
 BOX_TOLERANCE = 1.0  # pixels of the input; float16 weights move boxes by a few tenths
@@ -41,12 +46,13 @@ def verify_member(folder: Path) -> list[str]:
     return faults
 
 
-def contract_faults(path: Path, file: ModelFile, manifest: Manifest) -> list[str]:
-    """Run a graph at every input size, alone and in a batch of two, and check its outputs' form."""
+def contract_faults(path: Path, file: ModelFile, manifest: Manifest, long_side: int | None = None) -> list[str]:
+    """Run a graph at every input size (of one long side, where named), alone and in a batch of two, and check its
+    outputs' form."""
     engine = OnnxCpuEngine(file.variant, path)
     faults = []
     noise = np.random.default_rng(0)
-    for size in manifest.input_sizes:
+    for size in (size for size in manifest.input_sizes if long_side in (None, size.long_side)):
         pictures = noise.integers(0, 256, (2, size.height, size.width, 3), dtype=np.uint8)
         for found in (*engine.run(pictures), *engine.run(np.zeros_like(pictures[:1]))):
             reason = _form_fault(found, size.width, size.height, manifest)
@@ -91,30 +97,36 @@ def compare_with_checkpoint(
     folder: Path, checkpoint: Path, pictures: Sequence[NDArray[np.uint8]], long_side: int = 640
 ) -> dict[str, Parity]:
     """Parity of each full-precision variant with the PyTorch path, over all `pictures` (uint8 [h, w, 3])."""
+    from training.engine.checkpoint import load_detector
+
+    detector, _ = load_detector(checkpoint)
+    files = [file for file in load_manifest(folder / "manifest.json").files if file.precision != "int8"]
+    return {
+        file.variant: compare_with_detector(folder / file.path, file.variant, detector, pictures, long_side)
+        for file in files
+    }
+
+
+def compare_with_detector(
+    path: Path, variant: str, detector: Detector, pictures: Sequence[NDArray[np.uint8]], long_side: int
+) -> Parity:
+    """Parity of one serving graph with the PyTorch path, over all `pictures` (uint8 [h, w, 3]), letterboxed."""
     import torch
 
-    from training.engine.checkpoint import load_detector
     from training.models.detector import normalize
     from training.models.postprocess import PostprocessConfig, postprocess
 
-    manifest = load_manifest(folder / "manifest.json")
-    detector, _ = load_detector(checkpoint)
-    sizes = sizes_by_long_side(manifest.input_sizes)[long_side]
-    result = {}
-    for file in (f for f in manifest.files if f.precision != "int8"):
-        engine = OnnxCpuEngine(file.variant, folder / file.path)
-        parts = []
-        for pixels in pictures:
-            height, width = pixels.shape[:2]
-            size = fitting_size(width, height, sizes)
-            assert size is not None, "a square size holds every picture"
-            canvas = letterbox(pixels, size, width, height).canvas
-            with torch.no_grad():
-                output = detector(normalize(torch.from_numpy(canvas).permute(2, 0, 1)[None]))
-            boxes, scores = postprocess(output, size.height, size.width, PostprocessConfig())[0]
-            parts.append(parity(engine.run(canvas[None])[0], Detections(boxes.numpy(), scores.numpy())))
-        result[file.variant] = Parity(
-            sum(p.compared for p in parts), sum(p.unmatched for p in parts),
-            max(p.score for p in parts), max(p.box for p in parts),
-        )  # fmt: skip
-    return result
+    engine, parts = OnnxCpuEngine(variant, path), []
+    for pixels in pictures:
+        height, width = pixels.shape[:2]
+        size = fitting_size(width, height, input_sizes((long_side,)))
+        assert size is not None, "a square size holds every picture"
+        canvas = letterbox(pixels, size, width, height).canvas
+        with torch.no_grad():
+            output = detector(normalize(torch.from_numpy(canvas).permute(2, 0, 1)[None]))
+        boxes, scores = postprocess(output, size.height, size.width, PostprocessConfig())[0]
+        parts.append(parity(engine.run(canvas[None])[0], Detections(boxes.numpy(), scores.numpy())))
+    return Parity(
+        sum(p.compared for p in parts), sum(p.unmatched for p in parts),
+        max(p.score for p in parts), max(p.box for p in parts),
+    )  # fmt: skip

@@ -20,9 +20,9 @@ from benchmarks import accuracy, runs
 from benchmarks.figure import draw, front
 from benchmarks.footprint import installed_sizes, service_requirements
 from benchmarks.hardware import describe
-from benchmarks.peers import Haar, find_peers, nms, resize
 from benchmarks.server import Exchange, closed_loop, free_port, is_ready, running
 from benchmarks.table import markdown
+from export.peers import Haar, find_peers, nms, resize
 from service.engines.base import Detections
 from tests.evaluation.test_sources import constant_graph
 from training.data.wider import PhotoAnnotation
@@ -86,7 +86,7 @@ def test_haar_finds_the_astronaut_in_pixels_of_the_picture(astronaut: NDArray[np
 
 def test_mtcnn_finds_the_astronaut_in_pixels_of_the_picture(astronaut: NDArray[np.uint8]) -> None:
     pytest.importorskip("facenet_pytorch", reason="`make bench-accuracy` installs it")
-    from benchmarks.peers import Mtcnn
+    from export.peers import Mtcnn
 
     found = Mtcnn(320, threads=1)(astronaut)
     assert iou_matrix([found.boxes[int(found.scores.argmax())]], [FACE])[0, 0] > 0.5

@@ -1,7 +1,7 @@
 """Where detections come from: one way to call every detector, and one loop that runs it over an annotated split.
 
 A source takes a decoded picture and answers in pixels of that picture, so that resizing, letterboxing and the way back
-are part of what is measured. `sources.py` has the project's own; `benchmarks/peers.py` has other people's detectors.
+are part of what is measured. `sources.py` has the project's own; `export/peers.py` has other people's detectors.
 """
 
 from __future__ import annotations

@@ -3,12 +3,19 @@
 Each is used as its authors use it: their own resizing (OpenCV's bilinear), normalisation, decoding and NMS threshold;
 the score threshold is ours. None is part of the project; the files come from a folder that the user names, but for Haar
 and MTCNN, whose weights are in their wheels.
+
+To add a detector: write a class with the attributes `name`, `long_side` and `fingerprint` whose call takes a photo
+(uint8 [h, w, 3], RGB) and returns `Detections` in that photo's pixels; the classes below are the pattern, each a few
+lines of resizing, normalising and decoding around `_session`. Then give it a word in `KINDS`, and
+`python -m export profile --peer NAME=FILE:WORD` measures it. A pattern in `FILES` also finds its file in a folder.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -192,22 +199,63 @@ class Mtcnn:
         return Detections(np.asarray(boxes, dtype=np.float32) / scale, np.asarray(scores, dtype=np.float32))
 
 
+Build = Callable[[Path, int, int], Source]  # (file, long side, threads) -> detector
+
+KINDS: Mapping[str, Build] = {
+    "scrfd": Scrfd,
+    "yunet": YuNet,
+    "ultralight": lambda path, _long_side, threads: UltraLight(path, threads),
+}
+"""Adapters by the word that `--peer NAME=FILE:KIND` takes."""
+
+FILES: Mapping[str, str] = {
+    "scrfd_500m.onnx": "scrfd",
+    "scrfd_2.5g.onnx": "scrfd",
+    "yunet*.onnx": "yunet",
+    "ultralight_rfb_*.onnx": "ultralight",
+}
+"""Names that files of a folder are known by, and their adapters."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What `--peer` asks for."""
+
+    name: str
+    path: Path
+    kind: str
+
+    def open(self, long_side: int, threads: int) -> Source:
+        """Load it at one long side."""
+        return KINDS[self.kind](self.path, long_side, threads)
+
+
+def parse_peer(text: str) -> Peer:
+    """NAME=FILE:KIND. Raises ValueError that says what is wrong, and FileNotFoundError."""
+    name, equals, rest = text.partition("=")
+    file, colon, kind = rest.rpartition(":")
+    if not (name and equals and file and colon):
+        raise ValueError(f"--peer takes NAME=FILE:KIND, such as mine=scrfd_10g.onnx:scrfd, not {text!r}")
+    if kind not in KINDS:
+        raise ValueError(
+            f"--peer {text}: there is no adapter {kind!r}; there are {', '.join(KINDS)} (export/peers.py says how to "
+            "add one)"
+        )
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"--peer {text}: there is no file {file}")
+    return Peer(name, Path(file), kind)
+
+
 def find_peers(folder: Path | None, long_side: int, threads: int) -> list[tuple[str, Callable[[], Source]]]:
     """(name, how to open it) of every peer: the known files that `folder` holds, Haar, and MTCNN.
 
     Opened one at a time and not before its turn, since thread counts of OpenCV and PyTorch are global.
     """
-    files: dict[str, Callable[[Path], Source]] = {
-        "scrfd_500m.onnx": lambda path: Scrfd(path, long_side, threads),
-        "scrfd_2.5g.onnx": lambda path: Scrfd(path, long_side, threads),
-        "yunet*.onnx": lambda path: YuNet(path, long_side, threads),
-        "ultralight_rfb_*.onnx": lambda path: UltraLight(path, threads),
-    }
     peers: list[tuple[str, Callable[[], Source]]] = []
     if folder is not None:
-        for pattern, build in files.items():
+        for pattern, kind in FILES.items():
             for path in sorted(folder.glob(pattern)):
-                peers.append((path.stem, lambda path=path, build=build: build(path)))  # type: ignore[misc]
+                peers.append((path.stem, partial(Peer(path.stem, path, kind).open, long_side, threads)))
     peers.append(("haar", lambda: Haar(long_side, threads)))
     peers.append(("mtcnn", lambda: Mtcnn(long_side, threads)))
     return peers

@@ -1,0 +1,140 @@
+"""From a detector to a member's first files: graph and manifest, with the place that the member has in its family."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.half import compute_in_half
+from export.member import describe_file, input_sizes, provenance_of, save_onnx, with_file, write_manifest
+from export.onnx_graph import OPSET, export_onnx
+from service.profiling import machine_name
+from service.repository.manifest import (
+    MANIFEST_NAME,
+    Architecture,
+    Family,
+    Manifest,
+    ModelFile,
+    Precision,
+    Provenance,
+    Thresholds,
+)
+from service.repository.store import load_manifest, sha256_of
+from training.engine.checkpoint import detector_config, load_detector
+from training.family import count
+from training.models.detector import Detector, DetectorConfig
+from training.models.genotype import AutoFAEGenotype, genotype_of_kind
+from training.supernet.path import SinglePath
+
+_SPELT = {"fpn": "FPN", "autofae": "AutoFAE"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a member belongs. budget_ms (milliseconds) and found_for: of members of a machine family."""
+
+    family: Family = "paper"
+    budget_ms: float | None = None
+    found_for: str = ""
+
+
+def graph_of(detector: Detector, precision: Precision, nms: str, half: bool = True) -> onnx.ModelProto:
+    """The serving graph. fp16 computes in half precision and takes plain NMS; fp32 may store its weights in `half`.
+
+    Raises ValueError where the two do not go together.
+    """
+    if precision == "fp32":
+        return export_onnx(detector, Thresholds(), nms, half)
+    if precision != "fp16":
+        raise ValueError(f"--precision is fp32 or fp16, not {precision!r}; `python -m export quantize` makes INT8")
+    if nms != "plain":
+        raise ValueError("a graph in fp16 is for GPUs and takes --nms plain")
+    return compute_in_half(export_onnx(detector, Thresholds(), nms, half=False))
+
+
+def architecture_of(config: DetectorConfig) -> Architecture:
+    """What the manifest says of the network, with its single path and genotype where the neck is AutoFAE. Counting the
+    arithmetic runs the network once at 480x640."""
+    counts = count(config)
+    genotype, path = None, ""
+    if config.neck == "autofae":
+        found = genotype_of_kind(config.neck, config.neck_options.genotype, AutoFAEGenotype)
+        genotype = found.model_dump(mode="json")
+        modules = config.neck_options.modules or found.modules
+        path = str(SinglePath(config.backbone, tuple(modules), config.head_convs, config.channels))
+    return Architecture(
+        backbone=config.backbone, neck=config.neck, single_path=path, genotype=genotype, head_convs=config.head_convs,
+        channels=config.channels, parameters=counts.parameters, gmacs_vga=round(counts.gmacs_vga, 2),
+    )  # fmt: skip
+
+
+def first_manifest(
+    member: str, config: DetectorConfig, file: ModelFile, provenance: Provenance, origin: Origin, trained: bool = True
+) -> Manifest:
+    """A manifest without accuracy, which is measured later."""
+    title = f"ASFD-{member.upper()}: {config.backbone}, {_SPELT.get(config.neck, config.neck.upper())} neck"
+    if origin.family == "machine":
+        title += f", found for {origin.found_for} within {origin.budget_ms:g} ms"
+    return Manifest(
+        member=member, title=title if trained else f"{title}, fresh weights", family=origin.family,
+        budget_ms=origin.budget_ms, found_for=origin.found_for, trained=trained, architecture=architecture_of(config),
+        input_sizes=input_sizes(), thresholds=Thresholds(), files=(file,), provenance=provenance,
+    )  # fmt: skip
+
+
+def export_checkpoint(
+    checkpoint: Path, member: str, folder: Path, precision: Precision, nms: str, data_note: str, origin: Origin
+) -> Manifest:
+    """Write a checkpoint's graph and manifest into `folder`. fp32 begins the member anew; fp16 joins the manifest of
+    the same checkpoint where there is one.
+
+    Raises FileNotFoundError, and ValueError that says what does not fit together.
+    """
+    detector, content = load_detector(checkpoint)
+    model = graph_of(detector, precision, nms)
+    variant = member if precision == "fp32" else f"{member}-{precision}"
+    digest = sha256_of(checkpoint)
+    known = folder / MANIFEST_NAME
+    joined = load_manifest(known) if precision == "fp16" and known.exists() else None
+    if joined is not None and joined.provenance.checkpoint_sha256 != digest:
+        raise ValueError(
+            f"{known} does not say that it was made from {checkpoint}; export that with --precision fp32 first"
+        )
+    path = folder / f"{variant}.onnx"
+    save_onnx(model, path)
+    file = describe_file(path, variant, precision, nms, OPSET)
+    if joined is not None:
+        manifest = with_file(joined, file)
+    else:
+        finished = time.strftime("%Y-%m-%d", time.localtime(checkpoint.stat().st_mtime))
+        made = provenance_of(content, data_note, machine_name(), finished, digest)
+        manifest = first_manifest(member, detector_config(content["config"]), file, made, origin)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def fresh_provenance(seed: int) -> Provenance:
+    """Of weights that nobody has trained."""
+    return Provenance(
+        recipe="none", data="none: fresh weights", images_seen=0, seed=seed, hardware=machine_name(), train_hours=0,
+        finished=time.strftime("%Y-%m-%d"),
+    )  # fmt: skip
+
+
+def check_path(member: str, wanted: SinglePath, stored: dict[str, Any], checkpoint: Path) -> None:
+    """Raise ValueError where a checkpoint's `config` entry is of another detector than the member's."""
+    config = detector_config(stored)
+    same = (config.backbone, config.head_convs, config.channels) == (
+        wanted.backbone,
+        wanted.head_convs,
+        wanted.channels,
+    )
+    if config.neck == "autofae" and config.neck_options.modules:
+        same = same and tuple(config.neck_options.modules) == wanted.modules
+    if not same:
+        held = f"{config.backbone}, {config.neck}, {config.head_convs} head convolutions, {config.channels} channels"
+        raise ValueError(f"{checkpoint} is no {member}: it holds {held}, but {member} is {wanted}")

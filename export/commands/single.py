@@ -1,0 +1,143 @@
+"""Commands about one member: `onnx`, `quantize`, `accuracy`, `card`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.commands.options import Data, Member, Repo, manifest_of, numbers, reported
+from service.repository.manifest import Accuracy
+
+
+def onnx(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of `python -m training train`.")],
+    member: Annotated[str, typer.Option(help="Name in the repository, and of the variant.")] = "d0",
+    repository: Repo = Path("models"),
+    precision: Annotated[str, typer.Option(help="fp32, or fp16, which computes in half precision, for GPUs.")] = "fp32",
+    nms: Annotated[
+        str, typer.Option(help="onnx (NonMaxSuppression, for CPUs) or plain (fixed shapes; the default of fp16).")
+    ] = "",
+    data_note: Annotated[str, typer.Option(help="What it was trained on, for the card.")] = "photos in WIDER's layout",
+) -> None:
+    """Write MEMBER's ONNX file and a new manifest, without the old weights' accuracy and other variants.
+
+    --precision fp16 adds the variant MEMBER-fp16 to the manifest of the same checkpoint, where there is one.
+    """
+    with reported():
+        from typing import cast
+
+        from export.build import Origin, export_checkpoint
+        from service.repository.manifest import Precision
+
+        kind = nms or ("plain" if precision == "fp16" else "onnx")
+        manifest = export_checkpoint(
+            checkpoint, member, repository / member, cast(Precision, precision), kind, data_note, Origin()
+        )
+        file = manifest.files[-1]
+        size, gmacs = file.size_bytes / 2**20, manifest.architecture.gmacs_vga
+        typer.echo(f"{repository / member / file.path}: {size:.1f} MiB, {gmacs:.1f} GMAC at 480x640")
+
+
+def quantize(
+    member: Member,
+    data: Data = Path("../shared/data/faces"),
+    repository: Repo = Path("models"),
+    pictures: Annotated[int, typer.Option(help="Training pictures to calibrate on.")] = 160,
+    long_sides: Annotated[str, typer.Option(help="Where to compare accuracy and time.")] = "320,640",
+    limit: Annotated[int, typer.Option(help="Photos of `dev` to compare on; 0 takes all.")] = 0,
+    keep: Annotated[bool, typer.Option(help="Ship it whatever the comparison says.")] = False,
+) -> None:
+    """Make MEMBER's INT8 variant; it joins the manifest only where it loses less than 0.01 AP.50 and is faster."""
+    with reported():
+        from export.member import describe_file, save_onnx, with_file, write_manifest
+        from export.onnx_graph import OPSET
+        from export.quantize import quantize as run
+        from export.quantize import worth_shipping
+        from export.scoring import score, training_pictures
+
+        manifest = manifest_of(repository, member)
+        folder = repository / member
+        full = next((f for f in manifest.files if f.precision == "fp32"), None)
+        if full is None:
+            raise ValueError(f"{member} has no full-precision file to start from")
+        candidate = folder / f".{member}-int8.candidate.onnx"
+        ap: dict[str, dict[int, float]] = {"full": {}, "int8": {}}
+        ms: dict[str, dict[int, float]] = {"full": {}, "int8": {}}
+        try:
+            save_onnx(run(folder / full.path, training_pictures(data, pictures), pictures, 640), candidate)
+            for side in numbers("--long-sides", long_sides):
+                for name, path in (("full", folder / full.path), ("int8", candidate)):
+                    report, ms[name][side] = score(path, name, manifest, side, data, "dev", limit)
+                    ap[name][side] = report.ap50
+                    typer.echo(f"{name:5} at {side}: AP.50 {report.ap50:.4f}, {ms[name][side]:.1f} ms")
+            if not worth_shipping(ap["full"], ap["int8"], ms["full"], ms["int8"]) and not keep:
+                typer.echo("not shipped: it loses too much or is not faster")
+                return
+            final = folder / f"{member}-int8.onnx"
+            candidate.replace(final)
+            entry = describe_file(final, f"{member}-int8", "int8", full.nms, OPSET)
+            write_manifest(folder, with_file(manifest, entry))
+            typer.echo(f"shipped {final}: {final.stat().st_size / 2**20:.1f} MiB")
+        finally:
+            candidate.unlink(missing_ok=True)
+
+
+def accuracy(
+    member: Member,
+    data: Data = Path("../shared/data/faces"),
+    split: Annotated[str, typer.Option(help="Split of the data.")] = "dev",
+    dataset: Annotated[str, typer.Option(help="Name of the data in the manifest.")] = "faces",
+    repository: Repo = Path("models"),
+    long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = "320,480,640,960",
+    limit: Annotated[int, typer.Option(help="Evenly spaced photos; 0 takes all.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Also write the report at 640 of the first variant here.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="Take the rows from this JSON of `make bench-accuracy` instead of measuring.")
+    ] = None,
+) -> None:
+    """Measure AP of every variant of MEMBER through ONNX Runtime and put it into the manifest."""
+    with reported("stopped; the rows measured so far are in the manifest"):
+        from export.member import rows_of_benchmark, with_accuracy, write_atomically, write_manifest
+        from export.scoring import score
+
+        manifest = manifest_of(repository, member)
+        folder = repository / member
+        first = manifest.files[0].variant
+        if measured:
+            rows = rows_of_benchmark(json.loads(measured.read_text(encoding="utf-8")), manifest)
+            write_manifest(folder, with_accuracy(manifest, rows))
+            typer.echo(f"{len(rows)} rows of {measured} for {', '.join(sorted({row.variant for row in rows}))}")
+            return
+        for file in manifest.files:
+            for side in numbers("--long-sides", long_sides):
+                found, ms = score(folder / file.path, file.variant, manifest, side, data, split, limit)
+                row = Accuracy(
+                    variant=file.variant, dataset=dataset, split=split, protocol=found.protocol, long_side=side,
+                    ap50=round(found.ap50, 4), ap=round(found.ap, 4),
+                )  # fmt: skip
+                # Written after each, so that an interrupt loses one measurement at most.
+                manifest = with_accuracy(manifest, (row,))
+                write_manifest(folder, manifest)
+                typer.echo(f"{file.variant} at {side}: AP.50 {row.ap50:.4f}, AP {row.ap:.4f}, {ms:.1f} ms")
+                if report and file.variant == first and side == 640:
+                    write_atomically(report, found.to_json().encode())
+
+
+def card(
+    member: Member,
+    repository: Repo = Path("models"),
+    report: Annotated[Path | None, typer.Option(help="Report of `accuracy --report`, for AP by size.")] = None,
+    failure: Annotated[list[str] | None, typer.Option(help="A known failure; may be given several times.")] = None,
+) -> None:
+    """Write MEMBER's CARD.md."""
+    with reported():
+        from export.card import render_card
+        from export.member import write_atomically
+
+        content = json.loads(report.read_text()) if report else None
+        text = render_card(manifest_of(repository, member), content, failure or ["Not looked at yet."])
+        write_atomically(repository / member / "CARD.md", text.encode())
+        typer.echo(repository / member / "CARD.md")
