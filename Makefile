@@ -89,7 +89,7 @@ smoke: $(VENV)/.ready ## Build the image, bring the compose file up, post a phot
 	@$(PY) -m pytest -m docker tests/deploy $(ARGS)
 
 .PHONY: bench
-bench: bench-latency bench-accuracy bench-training ## All benchmarks
+bench: bench-latency bench-load bench-accuracy bench-training ## All benchmarks
 
 .PHONY: bench-accuracy
 bench-accuracy: $(VENV)/.ready-bench ## AP and CPU time of the shipped models beside other detectors, on DATA and PEERS
@@ -98,6 +98,10 @@ bench-accuracy: $(VENV)/.ready-bench ## AP and CPU time of the shipped models be
 .PHONY: bench-latency
 bench-latency: $(VENV)/.ready ## Engine times, HTTP round trips, start-up, memory and disk, on this machine
 	@$(PY) -m benchmarks.latency $(ARGS)
+
+.PHONY: bench-load
+bench-load: $(VENV)/.ready ## Traces of photos against the running service, policy by policy (an hour or two; resumes)
+	@$(PY) -m benchmarks.load $(if $(wildcard $(DATA)),--data "$(DATA)") $(ARGS)
 
 .PHONY: bench-training
 bench-training: $(VENV)/.ready ## How fast D0 trains on DATA on this machine, and where a step's time goes

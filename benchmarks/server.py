@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +34,19 @@ class Server:
 
 
 @contextmanager
-def running(repository: Path, cache: Path, threads: int, patience: float = 120.0) -> Iterator[Server]:
+def running(
+    repository: Path, cache: Path, threads: int, patience: float = 120.0, variables: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """Start `python -m service serve`, wait until it is ready, stop it at the end by SIGTERM.
 
-    cache: folder of its latency profiles; an empty one makes a first start. Raises RuntimeError with the service's
-    last words where it does not become ready within `patience` seconds.
+    cache: folder of its latency profiles; an empty one makes a first start. variables: more `ASFD_*` variables. Raises
+    RuntimeError with the service's last words where it does not become ready within `patience` seconds.
     """
     port = free_port()
     settings = {"ASFD_REPOSITORY": repository, "ASFD_CACHE_DIR": cache, "ASFD_INTRA_OP_THREADS": threads}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ASFD_")}
     environment |= {key: str(value) for key, value in settings.items()} | {"HOST": "127.0.0.1", "PORT": str(port)}
+    environment |= variables or {}
     log = cache / "service.log"
     began = time.monotonic()
     with log.open("wb") as output:
