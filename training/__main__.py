@@ -15,10 +15,14 @@ from training.commands import stop_on_sigterm, told
 from training.evaluation.command import evaluate_command, score_submission_command
 from training.evaluation.errors_command import errors_command
 from training.evaluation.fddb_command import evaluate_fddb_command
+from training.family_command import train_family_command
+from training.evolution.command import evolve_command
 from training.figures.command import figure_app
 from training.generic.command import generic_command
 from training.necks_command import necks_command
+from training.packing_command import pack_command, unpack_command
 from training.search.command import search_command
+from training.supernet.command import cut_command, supernet_command
 from training.tables.command import table_command
 
 if TYPE_CHECKING:
@@ -44,6 +48,12 @@ app.command(name="necks")(necks_command)
 app.command(name="generic")(generic_command)
 app.command(name="search")(search_command)
 app.command(name="table")(table_command)
+app.command(name="supernet")(supernet_command)
+app.command(name="cut")(cut_command)
+app.command(name="evolve")(evolve_command)
+app.command(name="train-family")(train_family_command)
+app.command(name="pack")(pack_command)
+app.command(name="unpack")(unpack_command)
 
 
 def _fail(message: object) -> typer.Exit:
@@ -74,6 +84,9 @@ def train(
         Path | None, typer.Option(help="Start from a checkpoint, or from a member's exported .onnx.")
     ] = None,
     imagenet: Annotated[Path | None, typer.Option(help="torchvision ImageNet weights of the backbone, a file.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Learn from this detector too: a checkpoint, or a member's exported .onnx.")
+    ] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     validate_every: Annotated[int, typer.Option(help="Steps between evaluations on `dev`; 0: only at the end.")] = 0,
     validate_on: Annotated[int, typer.Option(help="Number of evenly spaced dev photos; 0 takes all.")] = 0,
@@ -97,6 +110,7 @@ def train(
     from training.engine.distributed import world as join
     from training.engine.loop import RunOptions, steps_for
     from training.engine.loop import train as run
+    from training.engine.teacher import taught_by
     from training.engine.validate import score_split
     from training.recipes import RECIPES
 
@@ -114,8 +128,12 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     stop_on_sigterm()
-    options = RunOptions(out, workers, save_every, validate_every, compile, init, imagenet, device_crops=CROPS[crops])
+    options = RunOptions(
+        out, workers, save_every, validate_every, compile, init, imagenet, device_crops=CROPS[crops], teacher=teacher
+    )
     with told(lambda: f"stopped; run the same command again to go on from {out / 'last.pt'}"), join(device) as world:
+        if teacher:
+            config = taught_by(config, teacher)
         out.mkdir(parents=True, exist_ok=True)
         photos = load_training_set(data, split, cache, config.data)
         if world.main:

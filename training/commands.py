@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -30,6 +31,27 @@ def stop_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the block has ended, then raise KeyboardInterrupt.
+
+    For what must not be done by halves, such as a training step, of which the state is saved right after.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    earlier = [signal.signal(one, lambda number, _frame: asked.append(number)) for one in signals]
+    try:
+        yield
+    finally:
+        for one, handler in zip(signals, earlier, strict=True):
+            signal.signal(one, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

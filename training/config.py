@@ -9,6 +9,7 @@ from training.data.dataset import DataConfig
 from training.data.photometric import PhotometricConfig
 from training.data.rotation import RotationConfig
 from training.models.detector import DetectorConfig
+from training.models.distillation import DistillConfig
 from training.models.losses import LossConfig
 
 
@@ -42,7 +43,10 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. precision `bf16` autocasts convolutions on CPU and GPU alike; losses stay in float32."""
+    """One run. precision `bf16` autocasts convolutions on CPU and GPU alike; losses stay in float32.
+
+    distill: what a teacher adds to the loss; None: no teacher.
+    """
 
     recipe: str
     model: DetectorConfig = field(default_factory=DetectorConfig)
@@ -55,3 +59,4 @@ class TrainConfig:
     epochs: float = 120.0
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
+    distill: DistillConfig | None = None

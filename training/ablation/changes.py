@@ -11,6 +11,7 @@ from training.data.crops import CropConfig
 from training.data.dataset import DataConfig
 from training.data.photometric import PhotometricConfig
 from training.data.rotation import RotationConfig
+from training.models.distillation import DistillConfig
 from training.models.matching import MatchConfig
 from training.recipes import paper, paper_adamw
 
@@ -19,12 +20,13 @@ Kind = Literal["recipe", "data"]
 
 @dataclass(frozen=True)
 class Change:
-    """One row of an ablation table. about: what differs from the base, in words."""
+    """One row of an ablation table. about: what differs from the base, in words; taught: it needs a teacher."""
 
     name: str
     kind: Kind
     about: str
     apply: Callable[[TrainConfig], TrainConfig]
+    taught: bool = False
 
 
 BASE = "base"
@@ -34,6 +36,7 @@ def changes(sources: Mapping[str, tuple[str, ...]]) -> dict[str, Change]:
     """Every change, by name. sources: kinds of photos to leave out one at a time, each a list of source folders."""
     rows = [Change(BASE, "recipe", "the base itself", lambda c: c)]
     rows += _crops() + _pixels() + _losses() + _structure() + _labels()
+    rows.append(Change("distil", "recipe", "loss: a teacher's scores and boxes too", _distil, taught=True))
     rows += [
         Change(f"photos-{percent}", "data", f"{percent} % of the photos", _data(fraction=percent / 100))
         for percent in (25, 50)
@@ -112,6 +115,10 @@ def _labels() -> list[Change]:
         Change("machine-05", "recipe", "photos: machine-labelled sampled at 0.5", _data(machine_share=0.5)),
         Change("machine-0", "recipe", "photos: no machine-labelled", _data(machine_share=0.0)),
     ]
+
+
+def _distil(config: TrainConfig) -> TrainConfig:
+    return replace(config, distill=DistillConfig())
 
 
 def _crop(crops: CropConfig) -> Callable[[TrainConfig], TrainConfig]:

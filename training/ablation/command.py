@@ -43,6 +43,9 @@ def ablate_command(
     batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 16,
     start: Annotated[Path | None, typer.Option(help="Weights to start from: a checkpoint or exported file.")] = None,
     keep_head: Annotated[bool, typer.Option(help="With --start: keep its head too.")] = False,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Teacher of rows that need one: a checkpoint or a member's exported .onnx.")
+    ] = None,
     long_side: Annotated[int, typer.Option(help="Long side of evaluation, pixels.")] = 640,
     limit: Annotated[int, typer.Option(help="Evaluate on that many evenly spaced photos; 0 takes all.")] = 0,
     dev_split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "dev",
@@ -63,6 +66,7 @@ def ablate_command(
 
     from training.ablation.run import Place, changes_nothing, discard, run
     from training.data.dataset import load_training_set
+    from training.engine.teacher import teacher_name
     from training.evaluation.detections import read_split
     from training.family import MEMBERS
     from training.recipes import RECIPES
@@ -72,21 +76,23 @@ def ablate_command(
         known = changes(_kinds(without))
         if list_rows:
             for row in known.values():
-                typer.echo(f"{row.name:20} {row.kind:7} {row.about}")
+                typer.echo(f"{row.name:20} {row.kind:7} {row.about}{' (needs --teacher)' if row.taught else ''}")
             return
         if side % 8:
             raise ValueError(f"--side must be a multiple of 8, not {side}")
-        chosen, wanted = _choose(rows, known), whole_numbers("--seeds", seeds)
+        chosen, wanted = _choose(rows, known, teacher is not None), whole_numbers("--seeds", seeds)
         for name, there in ((base, RECIPES), (member, MEMBERS)):
             if name not in there:
                 raise ValueError(f"no {name!r}; there are {', '.join(there)}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("runs are compared on one process; start it without torchrun")
-        place = Place(data, out, start, device or ("cuda" if torch.cuda.is_available() else "cpu"), threads, workers)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = Place(data, out, start, device, threads, workers, teacher)
         budget = Budget(
             base=base, member=member, data=data.name, device=place.device, images=images, side=side, batch=batch,
             start=start.name if start else None, start_sha256=sha256_of(start) if start else None, keep_head=keep_head,
             split=dev_split, photos=len(read_split(data, dev_split, limit or None)[0]), long_side=long_side,
+            teacher=teacher_name(teacher) if teacher else None,
         )  # fmt: skip
         processor = torch.cuda.get_device_name() if budget.device == "cuda" else machine_name()
         table = _open(out, budget, processor)
@@ -129,20 +135,26 @@ def _kinds(without: list[str] | None) -> dict[str, tuple[str, ...]]:
     return {name: tuple(folders.split(",")) for name, _, folders in pairs}
 
 
-def _choose(text: str, known: dict[str, Change]) -> list[Change]:
-    """The base first, then the rows that were asked for."""
+def _choose(text: str, known: dict[str, Change], teacher: bool) -> list[Change]:
+    """The base first, then the rows that were asked for; without a teacher, no group of rows has one that needs it."""
     wanted = [name.strip() for name in text.split(",") if name.strip()]
     for name in wanted:
         if name not in known and name not in ("recipe", "data", "all"):
             raise ValueError(f"no row {name!r}; `--list` names them")
+        if name in known and known[name].taught and not teacher:
+            raise ValueError(f"the row {name!r} needs a teacher: name a checkpoint or an exported .onnx with --teacher")
     return [
         row for row in known.values()
-        if row.name == BASE or row.name in wanted or row.kind in wanted or "all" in wanted
+        if row.name == BASE or row.name in wanted
+        or ((row.kind in wanted or "all" in wanted) and (teacher or not row.taught))
     ]  # fmt: skip
 
 
 def _open(out: Path, budget: Budget, processor: str) -> Table:
-    """The table in `out`, or a new one. Raises ValueError where one of another budget is there."""
+    """The table in `out`, or a new one. Raises ValueError where one of another budget is there.
+
+    A table without a teacher can get one later, and keeps the one that it has.
+    """
     path = out / "table.json"
     if not path.is_file():
         return Table(budget=budget, hardware=processor, results=[])
@@ -150,6 +162,9 @@ def _open(out: Path, budget: Budget, processor: str) -> Table:
         table = Table.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ValueError(f"{path} is not a table of this command: {error.error_count()} faults") from None
+    if table.budget.teacher is None or budget.teacher is None:
+        one = table.budget.teacher or budget.teacher
+        table.budget, budget = (b.model_copy(update={"teacher": one}) for b in (table.budget, budget))
     if table.budget != budget:
         raise ValueError(f"{path} was made under another budget ({table.budget}); name another --out")
     return table

@@ -14,7 +14,9 @@ from training.config import CropSize, TrainConfig
 from training.data.dataset import CropDataset
 from training.engine.distributed import world as join
 from training.engine.loop import RunOptions, train
+from training.engine.teacher import taught_by
 from training.engine.validate import score_split
+from training.engine.warm_start import Keep
 from training.family import member_config
 from training.models.detector import Detector
 from training.recipes import RECIPES
@@ -23,7 +25,7 @@ from training.recipes import RECIPES
 @dataclass(frozen=True)
 class Place:
     """Where runs happen. data: annotated photos; out: the ablation's folder; start: weights that every run begins with;
-    threads: of the network, 0 for torch's default; workers: loader processes."""
+    threads: of the network, 0 for torch's default; workers: loader processes; teacher: of rows that need one."""
 
     data: Path
     out: Path
@@ -31,6 +33,7 @@ class Place:
     device: str
     threads: int
     workers: int
+    teacher: Path | None = None
 
 
 def budgeted(config: TrainConfig, budget: Budget, photos: int) -> TrainConfig:
@@ -71,6 +74,9 @@ def run(change: Change, seed: int, photos: CropDataset, budget: Budget, place: P
     plain = replace(RECIPES[budget.base](), model=member_config(budget.member))
     config = budgeted(change.apply(plain), budget, len(photos))
     config = replace(config, recipe=f"{budget.base} + {change.name}", seed=seed)
+    teacher = place.teacher if change.taught else None
+    if teacher:
+        config = taught_by(config, teacher)
     torch.set_flush_denormal(True)
     if place.threads:
         torch.set_num_threads(place.threads)
@@ -86,7 +92,8 @@ def run(change: Change, seed: int, photos: CropDataset, budget: Budget, place: P
     folder = _folder(change, seed, place)
     folder.mkdir(parents=True, exist_ok=True)
     with join(place.device) as world:
-        options = RunOptions(folder, place.workers, init=place.start, keep="all" if budget.keep_head else "body")
+        keep: Keep = "all" if budget.keep_head else "body"
+        options = RunOptions(folder, place.workers, init=place.start, keep=keep, teacher=teacher)
         progress = train(config, mine, options, world, validate)
     return Result(
         row=change.name, about=change.about, kind=change.kind, seed=seed, images=progress.images,

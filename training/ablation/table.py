@@ -11,7 +11,7 @@ from pydantic import BaseModel
 class Budget(BaseModel):
     """What every run of a table gets. images: crops of `side` pixels in batches of `batch`; start: the weights that
     all runs begin with, if any, by name and hash, without their head unless keep_head; photos of the split, resized to
-    `long_side`."""
+    `long_side`; teacher: of the rows that need one, by name and hash."""
 
     base: str
     member: str
@@ -26,6 +26,7 @@ class Budget(BaseModel):
     split: str
     photos: int
     long_side: int
+    teacher: str | None = None
 
 
 class Result(BaseModel):
@@ -94,7 +95,8 @@ def markdown(table: Table, base: str) -> str:
         f"# Ablation against `{b.base}`, {b.member}",
         "",
         f"Every run: {b.images} crops of {b.side} pixels in batches of {b.batch}, started from {start}; "
-        f"AP on {b.photos} photos of `{b.split}` at long side {b.long_side}. {table.hardware}.",
+        f"AP on {b.photos} photos of `{b.split}` at long side {b.long_side}. {table.hardware}."
+        + (f" The teacher is {b.teacher}." if b.teacher else ""),
         "",
         "The gain is the mean difference to the base with the same seeds. Spread is the largest minus the smallest "
         "AP.50 of a row's seeds: a gain that is no larger than such spreads says nothing.",

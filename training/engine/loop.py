@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,11 @@ from training.data.rotation import rotate
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.optim import Ema, build_optimizer, learning_rate
+from training.engine.teacher import load_teacher
 from training.engine.warm_start import Keep, stage, start_from
 from training.files import write_json
-from training.models.detector import Detector, build_detector, normalize
+from training.models.detector import Detector, Output, build_detector, normalize
+from training.models.distillation import distillation_loss
 from training.models.losses import Losses, Targets, detection_loss
 
 LAST, BEST = "last.pt", "best.pt"
@@ -51,6 +53,7 @@ class RunOptions:
 
     init: a checkpoint or exported file to start from, of which `keep` is taken (see `warm_start.start_from`).
     device_crops: cut crops on the device instead of in loader processes; None: on a GPU that has room for the pictures.
+    teacher: of a run whose config has `distill`, a checkpoint or a member's exported file.
     """
 
     out: Path
@@ -62,6 +65,7 @@ class RunOptions:
     imagenet: Path | None = None
     keep: Keep = "all"
     device_crops: bool | None = None
+    teacher: Path | None = None
 
 
 def steps_for(config: TrainConfig, photos: int, ranks: int) -> int:
@@ -82,11 +86,14 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     if options.imagenet:
         model.backbone.load_imagenet(options.imagenet)
     stages = [stage(f"ImageNet ({options.imagenet.name})", 0, 0.0)] if options.imagenet else []
+    teacher = _teacher(config, options, device)
     last = options.out / LAST
     if world.main:
         checkpoint.remove_partials(options.out)
     if options.init and not last.is_file():
         stages = start_from(options.init, model, config.model, some_crops(config, data, device), options.keep)
+    if config.distill:
+        stages = [*stages, stage(f"teacher {config.distill.teacher}", 0, 0.0)]
     optimizer = build_optimizer(model.parameters(), config.optim)
     ema, progress = Ema(model, config.optim.ema), Progress()
     if last.is_file():
@@ -99,6 +106,8 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     network = parallel(model, world)
     if options.compile:
         network.compile(dynamic=False)
+        if teacher:
+            teacher.compile(dynamic=False)
     writer = SummaryWriter(str(options.out)) if world.main else None
 
     def store(name: str) -> None:
@@ -108,8 +117,12 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     def check() -> None:
         scores = validate(_averaged(config, ema, device)) if world.main else {}
         if scores.get("ap50", -1.0) > progress.best:
-            progress.best = scores["ap50"]
-            store(BEST)
+            former, progress.best = progress.best, scores["ap50"]
+            try:
+                store(BEST)
+            except BaseException:  # an interrupt: what is saved next must not claim a best that is not there
+                progress.best = former
+                raise
         for name, value in scores.items():
             if writer:
                 writer.add_scalar(f"dev/{name}", value, progress.step)
@@ -126,7 +139,7 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
             for group in optimizer.param_groups:
                 group["lr"] = rate
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step * 131 + world.rank)
-            terms = train_step(network, optimizer, config, images, targets, generator, device)
+            terms = train_step(network, optimizer, config, images, targets, generator, device, teacher=teacher)
             ema.update(model)
             progress.step += 1
             progress.images += len(images) * world.size
@@ -155,6 +168,7 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
         bar.close()
         if writer:
             writer.close()
+    store(LAST)  # before the evaluation, which takes minutes and can be interrupted
     check()
     store(LAST)
     return progress
@@ -169,14 +183,25 @@ def train_step(
     generator: torch.Generator,
     device: torch.device,
     done: Callable[[str], None] = lambda _part: None,
+    teacher: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """One optimiser step. Returns loss terms and the gradient's norm before clipping, as tensors on the device.
 
-    done: called with the name of each part of the step once it has been issued.
+    done: called with the name of each part of the step once it has been issued. teacher: used if `config.distill`.
     """
     network.train()
-    losses = forward_loss(network, config, images, targets, generator, device, done)
-    torch.autograd.backward(losses.cls + losses.box)
+    seen = forward(network, config, images, targets, generator, device, done)
+    losses = detection_loss(seen.output, seen.targets, config.loss)
+    total, terms = losses.cls + losses.box, {"cls": losses.cls.detach(), "box": losses.box.detach()}
+    done("matching and loss")
+    if teacher is not None and config.distill:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            said = teacher(seen.images)
+        taught = distillation_loss(seen.output, said, config.distill)
+        total = total + taught.score + taught.box
+        terms |= {"teacher_score": taught.score.detach(), "teacher_box": taught.box.detach()}
+        done("teacher")
+    torch.autograd.backward(total)
     done("backward")
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
     # A step whose gradient overflowed would poison weights and average for good.
@@ -184,7 +209,7 @@ def train_step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     done("optimiser")
-    return {"cls": losses.cls.detach(), "box": losses.box.detach(), "grad": norm, "positives": losses.positives}
+    return {**terms, "grad": norm, "positives": losses.positives}
 
 
 def forward_loss(
@@ -194,9 +219,30 @@ def forward_loss(
     targets: list[Targets],
     generator: torch.Generator,
     device: torch.device,
-    done: Callable[[str], None] = lambda _part: None,
 ) -> Losses:
-    """Augment a batch of crops, uint8 [N, 3, S, S], on the device, run the network and compute its losses."""
+    """`forward`, and what the labels say of it."""
+    seen = forward(network, config, images, targets, generator, device)
+    return detection_loss(seen.output, seen.targets, config.loss)
+
+
+class Seen(NamedTuple):
+    """images: float [N, 3, S, S], augmented and normalised; targets: of these; output: what the network says."""
+
+    images: Tensor
+    targets: list[Targets]
+    output: Output
+
+
+def forward(
+    network: nn.Module,
+    config: TrainConfig,
+    images: Tensor,
+    targets: list[Targets],
+    generator: torch.Generator,
+    device: torch.device,
+    done: Callable[[str], None] = lambda _part: None,
+) -> Seen:
+    """Augment a batch of crops, uint8 [N, 3, S, S], on the device, and run the network on it."""
     images = images.to(device, non_blocking=True)
     targets = [Targets(t.faces.to(device, non_blocking=True), t.ignored.to(device, non_blocking=True)) for t in targets]
     images, targets = rotate(images, targets, config.rotation, generator)
@@ -205,9 +251,7 @@ def forward_loss(
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         output = network(x)
     done("forward")
-    losses = detection_loss(output, targets, config.loss)
-    done("matching and loss")
-    return losses
+    return Seen(x, targets, output)
 
 
 def batches(
@@ -267,14 +311,23 @@ def _averaged(config: TrainConfig, ema: Ema, device: torch.device) -> Detector:
     return model.eval()
 
 
+def _teacher(config: TrainConfig, options: RunOptions, device: torch.device) -> Detector | None:
+    """Raises ValueError where there is a teacher without anything to learn from it, or the other way round."""
+    if (config.distill is None) != (options.teacher is None):
+        lacking = "has no teacher to learn from" if config.distill else "does not learn from its teacher"
+        raise ValueError(f"{options.out}: the run {lacking}; config and options have to name one together")
+    return on_device(load_teacher(options.teacher, config.model), device) if options.teacher else None
+
+
 def _check_same_run(stored: dict[str, Any], config: TrainConfig, path: Path) -> None:
-    """Raises ValueError where the checkpoint is of another recipe, member or seed, which would make a mixture."""
+    """Raises ValueError where the checkpoint is of another recipe, member, seed or teacher: a mixture."""
     asked = checkpoint.as_plain(config)
     # Fields that came later are not in older checkpoints, and have their defaults.
     asked["model"] = {name: value for name, value in asked["model"].items() if name in stored["model"]}
-    for name in ("recipe", "model", "seed"):
-        if json.dumps(stored[name], sort_keys=True) != json.dumps(asked[name], sort_keys=True):
-            raise ValueError(f"{path} belongs to a run of another {name}; name another --out, or remove that folder")
+    for name, words in (("recipe", "recipe"), ("model", "model"), ("seed", "seed"), ("distill", "teacher")):
+        # Older checkpoints say nothing of a teacher, and had none.
+        if json.dumps(stored.get(name), sort_keys=True) != json.dumps(asked[name], sort_keys=True):
+            raise ValueError(f"{path} belongs to a run of another {words}; name another --out, or remove that folder")
 
 
 def _state(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -34,6 +34,7 @@ from training.search.bilevel import average_gradients, check_agreement, first_or
 from training.search.bilevel import backward as backward_of
 from training.search.config import SearchConfig
 from training.search.spaces import build_space
+from training.supernet.calibration import recalibrate
 
 LAST, RESULT, HISTORY = "last.pt", "genotype.json", "architecture.jsonl"
 _RECALIBRATION_BATCHES = 20
@@ -265,10 +266,11 @@ class Search:
         detector = build_detector(self.config.train.model, self.neck.derive()).to(self.world.device)
         for part in ("backbone", "head"):
             getattr(detector, part).load_state_dict(getattr(self.detector, part).state_dict())
-        recalibrate(detector, self.config.train, self.parts[0], self.options, self.world)
+        crops = calibration_crops(self.config.train, self.parts[0], self.options, self.world)
         pictures = ((self.data.photos[k], self.data.cache[k]) for k in self._mini_validation())
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            scores = score_pictures(detector.eval(), pictures, self.config.long_side)
+            recalibrate(detector, crops)
+            scores = score_pictures(detector, pictures, self.config.long_side)
         genotype = self.neck.genotype(self._provenance(scores))
         save_genotype(self.options.out / RESULT, genotype)
         return genotype
@@ -306,21 +308,9 @@ class Search:
         self.step, self.seconds = content["step"], content["seconds"]
 
 
-@torch.no_grad()
-def recalibrate(
-    detector: Detector, config: TrainConfig, data: CropDataset, options: SearchOptions, world: World
-) -> None:
-    """Measure the statistics of all batch norms anew on crops: those of a mixture are wrong for a part of it."""
-    norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over all batches
+def calibration_crops(config: TrainConfig, data: CropDataset, options: SearchOptions, world: World) -> Iterator[Tensor]:
+    """Crops to measure norms on, as the network takes them: the statistics of a mixture are wrong for a part of it."""
     # In one process alone, so without a loss, which all processes would have to compute together.
     single = replace(world, rank=0, size=1)
-    detector.train()
-    crops = batches(config, data, RunOptions(options.out, workers=0), single, 0, _RECALIBRATION_BATCHES)
-    for images, _ in crops:
-        x = normalize(images.to(world.device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            detector(x)
-    detector.eval()
+    for images, _ in batches(config, data, RunOptions(options.out, workers=0), single, 0, _RECALIBRATION_BATCHES):
+        yield normalize(images.to(world.device)).contiguous(memory_format=torch.channels_last)

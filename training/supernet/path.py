@@ -18,6 +18,15 @@ PathNeck = Literal["autofae", "fpn"]
 _PRINTED = re.compile(r"^R(\d+)((?:-FAE|-FA)+)-H[x×](\d+)-(\d+)$")
 
 
+def backbone_name(text: str) -> BackboneName:
+    """A backbone by name. Raises ValueError where there is none of that name."""
+    known: tuple[BackboneName, ...] = get_args(BackboneName)
+    for name in known:
+        if name == text:
+            return name
+    raise ValueError(f"no backbone {text!r}; there are {', '.join(known)}")
+
+
 @dataclass(frozen=True)
 class SinglePath:
     """One detector of the supernet (Fig. 5). modules: for each stacked AutoFAE module, whether its AutoFE is kept;
@@ -37,12 +46,10 @@ class SinglePath:
     def parse(cls, text: str) -> SinglePath:
         """Read what `str` writes. Raises ValueError."""
         found = _PRINTED.match(text)
-        backbone = f"resnet{found[1]}" if found else ""
-        if not found or backbone not in get_args(BackboneName):
+        if not found:
             raise ValueError(f"{text!r} is no single path; one looks like R101-FAE-FA-FA-Hx4-256")
         modules = tuple(part == "FAE" for part in found[2].split("-")[1:])
-        name: BackboneName = next(known for known in get_args(BackboneName) if known == backbone)
-        return cls(name, modules, int(found[3]), int(found[4]))
+        return cls(backbone_name(f"resnet{found[1]}"), modules, int(found[3]), int(found[4]))
 
     def config(self, neck: PathNeck = "autofae", genotype: str = "") -> DetectorConfig:
         """The stand-alone detector of this path. genotype: JSON of the neck's, empty for the project's own.
