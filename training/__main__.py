@@ -15,8 +15,8 @@ from training.commands import stop_on_sigterm, told
 from training.evaluation.command import evaluate_command, score_submission_command
 from training.evaluation.errors_command import errors_command
 from training.evaluation.fddb_command import evaluate_fddb_command
-from training.family_command import train_family_command
 from training.evolution.command import evolve_command
+from training.family_command import train_family_command
 from training.figures.command import figure_app
 from training.generic.command import generic_command
 from training.necks_command import necks_command

@@ -28,7 +28,7 @@ def test_paths_print_as_table_7_and_are_read_back() -> None:
 
 @pytest.mark.parametrize("text", ["", "d0", "R18-Hx1-64", "R18-FA-H1-64", "R19-FA-Hx1-64", "R18-FAX-Hx1-64"])
 def test_what_is_no_path_is_refused_in_words(text: str) -> None:
-    with pytest.raises(ValueError, match="no single path|no backbone"):
+    with pytest.raises(ValueError, match=r"no single path|no backbone"):
         SinglePath.parse(text)
 
 
