@@ -30,6 +30,7 @@ from service.observer import Observer, SilentObserver
 from service.repository.manifest import InputSize
 from service.scheduling.dispatcher import Dispatcher, Ran
 from service.scheduling.policies import make_policy
+from service.scheduling.problem import Reason
 from service.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -203,11 +204,12 @@ class Runtime:
         found = self._models.loaded[variant].engine.run(stacked)
         return [_Found(faces, fit) for faces, fit in zip(found, fitted, strict=True)]
 
-    def _ran(self, arm: int, batch: int, seconds: float) -> None:
+    def _ran(self, arm: int, batch: int, seconds: float, reason: Reason) -> None:
         assert self._models is not None
         predicted = self._models.observe(arm, batch, seconds * 1e3)
         variant, _ = self._models.index.keys[arm]
         self._observer.stage("infer", seconds)
+        self._observer.dispatch("on_time" if reason == "on_time" else "degraded", batch)
         self._observer.predicted_vs_actual(predicted / max(seconds * 1e3, 1e-3), variant)
         if content := self._models.correction_due():
             asyncio.get_running_loop().run_in_executor(None, self._models.save, content)
@@ -224,7 +226,6 @@ class Runtime:
         total_ms = ask.budget_ms - ask.left_ms()
         observer = self._observer
         observer.queue_wait(queue_ms / 1e3)
-        observer.dispatch("pinned" if ask.variant else "on_time" if ran.reason == "on_time" else "degraded", ran.batch)
         observer.faces(len(scores))
         return Answer(
             boxes=boxes,

@@ -17,7 +17,11 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 @dataclass(slots=True)
 class RequestContext:
-    """received: time.monotonic() when the request's head arrived; tier, variant: metric labels, "none" until known."""
+    """received: time.monotonic() when the request's head arrived; tier, variant: metric labels, "none" until known.
+
+    pictures: those that the service is answerable for; in_time: those answered within the budget, and worth: the sum of
+    the AP.50 of the detectors that did.
+    """
 
     received: float
     request_id: str
@@ -26,6 +30,9 @@ class RequestContext:
     variant: str = "none"
     outcome: str = ""
     status: int = 0
+    pictures: int = 1
+    in_time: int = 0
+    worth: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request's log line."""
 

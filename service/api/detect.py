@@ -121,6 +121,8 @@ async def detect(
     total = time.monotonic() - context.received
     context.variant = answer.variant
     context.outcome = "ok" if total * 1e3 <= answer.budget_ms else "late"
+    if context.outcome == "ok":
+        context.in_time, context.worth = 1, answer.ap50 or 0.0
     context.notes.update(variant=answer.variant, input=f"{answer.input_width}x{answer.input_height}")
     context.notes["faces"] = len(answer.scores)
     services.metrics.answered(context.tier, total, answer.budget_ms / 1e3)

@@ -100,6 +100,10 @@ async def detect_batch(
     context.variant = found[0].variant if len({one.variant for one in found}) == 1 else "none"
     late = total * 1e3 > ask.budget_ms
     context.outcome = "late" if late else "ok" if len(found) == len(results) else "partial"
+    # A picture that cannot be read is its sender's fault.
+    context.pictures = len(found) + sum(isinstance(one, AsfdError) and one.status >= 500 for one in results)
+    if not late:
+        context.in_time, context.worth = len(found), sum(one.ap50 or 0.0 for one in found)
     context.notes["faces"] = sum(len(one.scores) for one in found)
     for one in found:
         services.metrics.answered(context.tier, total, one.budget_ms / 1e3)

@@ -1,7 +1,9 @@
 """Prometheus metrics of one app, in a registry of its own. Names: base units, `asfd_` in front, `_total` for counters.
 
-Bucket edges of the latency histogram include every tier's budget, so that attainment by tier is exact:
-share of `asfd_request_latency_seconds_bucket{tier="standard", le="1.0"}` in `asfd_request_latency_seconds_count`.
+Attainment is `asfd_in_time_total / asfd_judged_total`, and effective AP `asfd_effective_ap_total / asfd_judged_total`, over
+any window: a picture that was refused, late, expired or failed counts as none, and one that was the client's own fault not
+at all. Bucket edges of the latency histogram include every tier's budget, so that what was answered in time is exact there
+too: `asfd_request_latency_seconds_bucket{tier="standard", le="1.0"}`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,14 @@ _RATIO_EDGES = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 _DECISION_EDGES = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2)
 _COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 750)
 
+CLIENT_FAULTS = frozenset(
+    (
+        "undecodable_image", "malformed_request", "slow_body", "too_large", "unsupported_type", "bad_parameter",
+        "not_found", "method_not_allowed", "cancelled", "client_gone",
+    )
+)  # fmt: skip
+"""Outcomes that say nothing about whether the service keeps its promise."""
+
 
 class Metrics:
     """Also the runtime's observer: `stage`, `dispatch`, `shed`, `predicted_vs_actual`, `queue_wait`, `faces`."""
@@ -30,7 +40,22 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         edges = sorted({*_LATENCY_EDGES, *(budget / 1e3 for budget in tiers.values())})
         self._requests = Counter(
-            "asfd_requests", "Requests to /detect.", ("tier", "variant", "outcome"), registry=registry
+            "asfd_requests", "Requests to /detect and /detect/batch.", ("tier", "variant", "outcome"), registry=registry
+        )
+        self._judged = Counter(
+            "asfd_judged",
+            "Pictures that the service is answerable for: without clients' own faults and departures.",
+            ("tier",),
+            registry=registry,
+        )
+        self._in_time = Counter(
+            "asfd_in_time", "Of these, the ones answered within their budget.", ("tier",), registry=registry
+        )
+        self._worth = Counter(
+            "asfd_effective_ap",
+            "Sum of the AP.50 of the detectors that answered in time; over asfd_judged_total: the effective AP.",
+            ("tier",),
+            registry=registry,
         )
         self._latency = Histogram(
             "asfd_request_latency_seconds",
@@ -85,6 +110,10 @@ class Metrics:
 
     def request_done(self, context: RequestContext) -> None:
         self._requests.labels(context.tier, context.variant, context.outcome or "unknown").inc()
+        if context.tier != "none" and context.outcome not in CLIENT_FAULTS:
+            self._judged.labels(context.tier).inc(context.pictures)
+            self._in_time.labels(context.tier).inc(context.in_time)
+            self._worth.labels(context.tier).inc(context.worth)
 
     def answered(self, tier: str, latency_seconds: float, budget_seconds: float) -> None:
         self._latency.labels(tier).observe(latency_seconds)

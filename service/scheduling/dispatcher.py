@@ -50,7 +50,7 @@ class Dispatcher(Generic[P, R]):
     """Give it pictures by `submit`; it runs batches of them, one at a time. All methods belong to the loop's thread.
 
     arms: the arms as they are predicted now, always the same ones in the same order; run: answers a batch on the arm of
-    that number, in order; ran: told of each run (arm, batch, measured seconds); decided: told what a decision cost.
+    that number, in order; ran: told of each run (arm, batch, measured seconds, reason); decided: of a decision's seconds.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Dispatcher(Generic[P, R]):
         run: Callable[[int, Sequence[P]], Awaitable[Sequence[R]]],
         *,
         statistics: ArrivalStatistics | None = None,
-        ran: Callable[[int, int, float], None] = lambda _arm, _batch, _seconds: None,
+        ran: Callable[[int, int, float, Reason], None] = lambda *_: None,
         decided: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._policy, self._arms, self._run, self._ran, self._decided = policy, arms, run, ran, decided
@@ -185,7 +185,7 @@ class Dispatcher(Generic[P, R]):
                     job.future.set_exception(error)
             return
         seconds = self._loop.time() - started
-        self._ran(decision.arm, len(jobs), seconds)
+        self._ran(decision.arm, len(jobs), seconds, decision.reason)
         for job, result in zip(jobs, results, strict=True):
             if not job.future.done():
                 job.future.set_result(Ran(result, arm, len(jobs), started, seconds, decision.reason))

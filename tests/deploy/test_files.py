@@ -61,10 +61,14 @@ def test_rules_use_series_that_exist(rules: list[dict[str, Any]], known_series: 
     assert len(rules) > 8
 
 
-def test_attainment_rule_has_the_default_tiers_and_budgets(rules: list[dict[str, Any]]) -> None:
-    expression = next(rule["expr"] for rule in rules if rule.get("record") == "asfd:in_time:rate5m")
-    found = {name: 1e3 * float(le) for name, le in re.findall(r'tier="(\w+)", le="([0-9.]+)"', expression)}
-    assert found == Settings().tiers
+def test_burn_rates_look_at_windows_that_are_recorded(rules: list[dict[str, Any]], known_series: set[str]) -> None:
+    burning = [rule for rule in rules if rule.get("alert", "").startswith("AsfdBurns")]
+    assert len(burning) == 3
+    for rule in burning:
+        windows = re.findall(r"asfd:attainment:ratio_rate(\w+)", rule["expr"])
+        assert len(set(windows)) == 2, rule
+        factors = re.findall(r"> ([0-9.]+) \* 0\.01", rule["expr"])
+        assert factors[0] == factors[1], rule
 
 
 def test_every_alert_says_what_and_how_urgent(rules: list[dict[str, Any]]) -> None:
@@ -97,6 +101,8 @@ def test_dashboard_shows_what_an_operator_asks_for(dashboard: dict[str, Any]) ->
     for needed in (
         "asfd_requests_total",
         "asfd:attainment:ratio_rate5m",
+        "asfd:effective_ap:rate5m",
+        "asfd_decision_seconds_bucket",
         "by (variant)",
         "asfd_stage_seconds_bucket",
         "by (outcome)",

@@ -43,7 +43,7 @@ class Scene:
     policy: HeadFirst = field(default_factory=HeadFirst)
     fail_on: frozenset[str] = frozenset()
     log: list[tuple[float, int, list[str]]] = field(default_factory=list)
-    seen: list[tuple[int, int, float]] = field(default_factory=list)
+    seen: list[tuple[int, int, float, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.dispatcher: Dispatcher[str, str] = Dispatcher(
@@ -90,7 +90,8 @@ def test_a_batch_is_answered_in_order_and_told_of() -> None:
         tasks = [scene.send(name, 5.0 + k) for k, name in enumerate("abcd")]
         done = await asyncio.gather(*tasks)
         assert [(ran.result, ran.batch) for ran in done] == [("A", 3), ("B", 3), ("C", 3), ("D", 1)]
-        assert [(arm, batch, round(seconds, 9)) for arm, batch, seconds in scene.seen] == [(0, 3, 0.2), (0, 1, 0.1)]
+        told = [(arm, batch, round(seconds, 9), reason) for arm, batch, seconds, reason in scene.seen]
+        assert told == [(0, 3, 0.2, "on_time"), (0, 1, 0.1, "on_time")]
 
     run_with_fake_clock(scenario())
 

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from service.api.metrics import Metrics
-from service.errors import QueueFullError
+from service.errors import DeadlinePassedError, QueueFullError
 from tests.service.stub_detector import StubDetector, picture, serving
 
 JPEG = {"content-type": "image/jpeg"}
@@ -53,6 +53,39 @@ def test_late_answers_count_as_late_and_have_negative_slack() -> None:
         client.post("/detect?latency_ms=5", content=picture(), headers=JPEG)
         assert value(client, "asfd_requests_total", tier="custom", variant="stub", outcome="late") == 1
         assert value(client, "asfd_deadline_slack_seconds_bucket", le="0.0") == 1
+
+
+def test_attainment_and_effective_ap_of_a_sequence_worked_out_by_hand() -> None:
+    """Two in time at AP.50 0.5; one late, one refused and one expired count as none; three are the clients' affair."""
+    stub = StubDetector()
+    with serving(stub) as client:
+        for _ in range(2):
+            client.post("/detect?tier=realtime", content=picture(), headers=JPEG)
+        stub.delay = 0.2
+        client.post("/detect?tier=realtime", content=picture(), headers=JPEG)
+        stub.delay = 0.0
+        for error in (QueueFullError("full"), DeadlinePassedError("over")):
+            stub.error = error
+            client.post("/detect?tier=realtime", content=picture(), headers=JPEG)
+        stub.error = None
+        client.post("/detect?tier=realtime", content=b"no picture", headers=JPEG)
+        client.post("/detect?tier=realtime&min_score=7", content=picture(), headers=JPEG)
+        client.post("/detect?tier=realtime", content=picture(), headers={"content-type": "text/plain"})
+        judged, in_time, worth = (
+            value(client, f"asfd_{name}_total", tier="realtime") for name in ("judged", "in_time", "effective_ap")
+        )
+        exact = value(client, "asfd_request_latency_seconds_bucket", tier="realtime", le="0.15")
+    assert (judged, in_time, worth) == (5, 2, 1.0)
+    assert (in_time / judged, worth / judged) == (0.4, 0.2)
+    assert exact == in_time
+
+
+def test_every_picture_of_a_batch_is_judged_but_those_that_cannot_be_read() -> None:
+    with serving() as client:
+        parts = [("image", (f"{k}.jpg", data, "image/jpeg")) for k, data in enumerate((picture(), b"", picture()))]
+        client.post("/detect/batch?tier=accurate", files=parts)
+        names = ("judged", "in_time", "effective_ap")
+        assert [value(client, f"asfd_{name}_total", tier="accurate") for name in names] == [2, 2, 1.0]
 
 
 def test_every_tier_budget_is_a_bucket_edge() -> None:
