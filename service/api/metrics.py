@@ -1,9 +1,9 @@
 """Prometheus metrics of one app, in a registry of its own. Names: base units, `asfd_` in front, `_total` for counters.
 
-Attainment is `asfd_in_time_total / asfd_judged_total`, and effective AP `asfd_effective_ap_total / asfd_judged_total`, over
-any window: a picture that was refused, late, expired or failed counts as none, and one that was the client's own fault not
-at all. Bucket edges of the latency histogram include every tier's budget, so that what was answered in time is exact there
-too: `asfd_request_latency_seconds_bucket{tier="standard", le="1.0"}`.
+Attainment is `asfd_in_time_total / asfd_judged_total`, and effective AP is `asfd_effective_ap_total / asfd_judged_total`,
+over any window: a picture that was refused, late, expired or failed counts as none, and one that was the client's own
+fault not at all. Bucket edges of the latency histogram include every tier's budget, so that what was answered in time is
+exact there too: `asfd_request_latency_seconds_bucket{tier="standard", le="1.0"}`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ class Dispatcher(Generic[P, R]):
     """Give it pictures by `submit`; it runs batches of them, one at a time. All methods belong to the loop's thread.
 
     arms: the arms as they are predicted now, always the same ones in the same order; run: answers a batch on the arm of
-    that number, in order; ran: told of each run (arm, batch, measured seconds, reason); decided: of a decision's seconds.
+    that number, in order; ran: told of each run (arm, batch, measured seconds, reason); decided: told what a decision
+    cost, in seconds.
     """
 
     def __init__(
