@@ -6,7 +6,11 @@ from typing import Protocol
 
 
 class Observer(Protocol):
-    """What metrics listen to. Times in seconds."""
+    """What metrics listen to. Times in seconds.
+
+    dispatch, predicted_vs_actual (and the stage `infer`) are told once an engine run, however many pictures it has;
+    shed, queue_wait and faces once a picture; decision each time that the policy was asked.
+    """
 
     def stage(self, name: str, seconds: float) -> None: ...
     def dispatch(self, reason: str, batch_size: int) -> None: ...

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from service.api.answers import annotated, answer_headers, answer_json, preferred_format
+from service.api.context import RequestContext
 from service.api.deps import (
     Budget,
     BudgetHeader,
@@ -24,6 +25,7 @@ from service.api.deps import (
     no_repeats,
 )
 from service.api.intake import ACCEPTED_TYPES, FIELD, read_picture
+from service.api.metrics import GONE_LATE
 from service.api.schemas import DetectAnswer, DetectQuery, Problem
 from service.contract import Answer, Ask
 from service.errors import NotReadyError
@@ -114,24 +116,25 @@ async def detect(
         context.notes["picture"] = f"{header.format} {header.width}x{header.height}"
         ask = ask_of(query, budget, context.received, settings)
         answer = await unless_client_leaves(request.receive, services.detector.detect(data, header, ask))
-    except (ClientDisconnect, ClientGoneError):
-        context.outcome = "client_gone"
-        return Response(status_code=CLIENT_GONE)
+    except (ClientDisconnect, ClientGoneError) as gone:
+        return client_left(context, gone, budget)
 
     total = time.monotonic() - context.received
     context.variant = answer.variant
-    context.outcome = "ok" if total * 1e3 <= answer.budget_ms else "late"
-    if context.outcome == "ok":
-        context.in_time, context.worth = 1, answer.ap50 or 0.0
     context.notes.update(variant=answer.variant, input=f"{answer.input_width}x{answer.input_height}")
     context.notes["faces"] = len(answer.scores)
-    services.metrics.answered(context.tier, total, answer.budget_ms / 1e3)
-
     headers = answer_headers(answer, total * 1e3)
     if query.return_ == "json":
         body = answer_json(answer, total * 1e3, context.request_id)
-        return Response(body, media_type="application/json", headers=headers)
-    return await _picture_response(request, services, data, header, answer, headers)
+        response = Response(body, media_type="application/json", headers=headers)
+    else:
+        response = await _picture_response(request, services, data, header, answer, headers)
+    # Only now: a picture that could not be drawn was not answered.
+    context.outcome = "ok" if total * 1e3 <= answer.budget_ms else "late"
+    if context.outcome == "ok":
+        context.in_time, context.worth = 1, answer.ap50 or 0.0
+    services.metrics.answered(context.tier, total, answer.budget_ms / 1e3)
+    return response
 
 
 async def _picture_response(
@@ -160,6 +163,15 @@ def ask_of(query: DetectQuery, budget: Budget, received: float, settings: Settin
         max_faces=query.max_faces,
         min_face=query.min_face,
     )
+
+
+def client_left(context: RequestContext, gone: ClientDisconnect | ClientGoneError, budget: Budget) -> Response:
+    """The end of a request whose client closed the connection: while it sent (disconnect), or while it waited, which
+    was in vain once the budget had run out."""
+    waited_ms = (time.monotonic() - context.received) * 1e3
+    in_vain = isinstance(gone, ClientGoneError) and waited_ms > budget.milliseconds
+    context.outcome = GONE_LATE if in_vain else "client_gone"
+    return Response(status_code=CLIENT_GONE)
 
 
 def refuse_unless_ready(services: Services) -> None:
