@@ -1,11 +1,11 @@
 """Prometheus metrics of one app, in a registry of its own. Names: base units, `asfd_` in front, `_total` for counters.
 
-Attainment is `asfd_in_time_total / asfd_judged_total`, and effective AP is `asfd_effective_ap_total / asfd_judged_total`,
-over any window and any number of replicas: take `rate` or `increase` of both. Both count pictures. One that was refused,
+Attainment is `asfd_in_time_total / asfd_judged_total` and effective AP `asfd_effective_ap_total / asfd_judged_total`,
+by `rate` or `increase` over any window and any number of replicas. All three count pictures. One that was refused,
 late, expired or failed counts as none, and so does one whose client left after its budget had run out; what was the
-client's own fault does not count at all. Bucket edges of the latency histogram include every tier's budget, so that what
-was answered in time is exact there too: `asfd_request_latency_seconds_bucket{tier="standard", le="1.0"}`. Budgets of
-the client's own (tier `custom`) have no edge; for these there are the counters.
+client's own fault does not count at all. Bucket edges of the latency histogram include every tier's budget, so that
+what was answered in time is exact there too: `asfd_request_latency_seconds_bucket{tier="standard", le="1.0"}`. Budgets
+of the client's own (tier `custom`) have no edge; for these there are the counters.
 
 Labels are bounded: tiers and variants by the configuration, outcomes, reasons and stages by the code.
 """

@@ -47,13 +47,14 @@ def paper_search() -> SearchConfig:
 
 
 def gpu_search() -> SearchConfig:
-    """For one GPU and some ten thousand small photos: D0's size, AdamW, 384-pixel crops."""
+    """For one GPU and some ten thousand small photos: D0's size, AdamW, crops of the size that is evaluated."""
     base = asfd()
     return SearchConfig(
         train=replace(
-            base, recipe="search-gpu", epochs=24.0, sizes=(CropSize(384, 48),),
+            base, recipe="search-gpu", epochs=24.0, sizes=(CropSize(512, 24),),
             optim=replace(base.optim, warmup_steps=100),
-        )
+        ),
+        long_side=512,
     )  # fmt: skip
 
 
