@@ -12,10 +12,10 @@ from starlette.requests import ClientDisconnect
 from service.api.answers import answer_document
 from service.api.deps import BudgetHeader, ContextDep, QueryDep, ServicesDep, budget_of, check_pins, no_repeats
 from service.api.detect import (
-    CLIENT_GONE,
     PROBLEM_RESPONSES,
     ClientGoneError,
     ask_of,
+    client_left,
     refuse_unless_ready,
     unless_client_leaves,
 )
@@ -85,13 +85,13 @@ async def detect_batch(
         good = [
             (part.data, header) for part, header in zip(parts, read, strict=True) if isinstance(header, ImageHeader)
         ]
+        context.pictures = len(good)  # should all be refused; a picture that cannot be read is its sender's fault
         ask = ask_of(query, budget, context.received, settings)
         answers: list[Answer | AsfdError] = []
         if good:
             answers = await unless_client_leaves(request.receive, services.detector.detect_all(good, ask))
-    except (ClientDisconnect, ClientGoneError):
-        context.outcome = "client_gone"
-        return Response(status_code=CLIENT_GONE)
+    except (ClientDisconnect, ClientGoneError) as gone:
+        return client_left(context, gone, budget)
 
     total = time.monotonic() - context.received
     left = iter(answers)

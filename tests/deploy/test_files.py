@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from service.settings import Settings
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SERVICE_USER = 10001
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None,
+    reason="promtool is not on the PATH (Debian has it in prometheus); the smoke test runs it in its container",
+)
 METRIC = re.compile(r"\b(?:asfd_|process_)[a-z_]+|\basfd:[a-z_:0-9]+")
 
 
@@ -81,16 +88,65 @@ def test_every_alert_says_what_and_how_urgent(rules: list[dict[str, Any]]) -> No
 
 def test_every_alert_is_unit_tested(rules: list[dict[str, Any]]) -> None:
     cases = load(DEPLOY / "prometheus/rules_test.yml")["tests"]
-    tested = {check["alertname"] for case in cases for check in case.get("alert_rule_test", [])}
-    assert tested == {rule["alert"] for rule in rules if "alert" in rule}
+    checks = [check for case in cases for check in case.get("alert_rule_test", [])]
+    alerts = {rule["alert"] for rule in rules if "alert" in rule}
+    assert {check["alertname"] for check in checks if check["exp_alerts"]} == alerts
+    assert {check["alertname"] for check in checks if not check["exp_alerts"]} == alerts
+
+
+def test_rule_tests_feed_series_that_exist(known_series: set[str]) -> None:
+    cases = load(DEPLOY / "prometheus/rules_test.yml")["tests"]
+    fed = {series["series"].partition("{")[0] for case in cases for series in case["input_series"]}
+    assert fed - {"up"} <= known_series
+    asked = {
+        name for case in cases for check in case.get("promql_expr_test", []) for name in METRIC.findall(check["expr"])
+    }
+    assert asked <= known_series
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "config", "prometheus.yml"), ("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")],
+)
+def test_promtool_accepts(arguments: tuple[str, ...]) -> None:
+    promtool(*arguments)
+
+
+@needs_promtool
+def test_dashboard_queries_are_promql(dashboard: dict[str, Any], tmp_path: Path) -> None:
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = [
+        {"record": f"query:{k}", "expr": query.replace("$__rate_interval", "1m")} for k, query in enumerate(queries)
+    ]
+    file = tmp_path / "queries.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}), encoding="utf-8")
+    assert f"{len(queries)} rules found" in promtool("check", "rules", str(file))
+
+
+def promtool(*arguments: str) -> str:
+    assert PROMTOOL is not None
+    folder = DEPLOY / "prometheus"
+    done = subprocess.run([PROMTOOL, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_windows_of_effective_ap_and_attainment(known_series: set[str]) -> None:
+    for window in ("5m", "30m", "1h", "6h"):
+        assert {f"asfd:attainment:ratio_rate{window}", f"asfd:effective_ap:rate{window}"} <= known_series
 
 
 def test_dashboard_queries_use_series_that_exist(dashboard: dict[str, Any], known_series: set[str]) -> None:
-    uid = load(DEPLOY / "grafana/provisioning/datasources/prometheus.yml")["datasources"][0]["uid"]
+    source = load(DEPLOY / "grafana/provisioning/datasources/prometheus.yml")["datasources"][0]
+    (variable,) = dashboard["templating"]["list"]
+    assert (variable["type"], variable["query"]) == ("datasource", source["type"])
+    assert variable["current"] == {"text": source["name"], "value": source["uid"]}
+    chosen = {"type": source["type"], "uid": f"${{{variable['name']}}}"}
     for panel in dashboard["panels"]:
         assert panel["targets"], panel["title"]
         for target in panel["targets"]:
-            assert target["datasource"] == panel["datasource"] == {"type": "prometheus", "uid": uid}
+            assert target["datasource"] == panel["datasource"] == chosen
             used = set(METRIC.findall(target["expr"]))
             assert used, target["expr"]
             assert used <= known_series, target["expr"]
@@ -101,8 +157,17 @@ def test_dashboard_shows_what_an_operator_asks_for(dashboard: dict[str, Any]) ->
     for needed in (
         "asfd_requests_total",
         "asfd:attainment:ratio_rate5m",
+        "asfd:attainment:ratio_rate3d",
         "asfd:effective_ap:rate5m",
+        "asfd:queue_wait_seconds:p95_5m",
+        "asfd:actual_over_predicted:p99_30m",
+        "asfd_request_latency_seconds_bucket",
+        "asfd_deadline_slack_seconds_bucket",
+        "asfd_batch_size_bucket",
+        "asfd_dispatch_total",
+        "asfd_shed_total",
         "asfd_decision_seconds_bucket",
+        "asfd_in_flight_requests",
         "by (variant)",
         "asfd_stage_seconds_bucket",
         "by (outcome)",
@@ -110,6 +175,17 @@ def test_dashboard_shows_what_an_operator_asks_for(dashboard: dict[str, Any]) ->
         "process_resident_memory_bytes",
     ):
         assert needed in shown
+
+
+def test_dashboard_draws_the_objective_of_the_alerts(dashboard: dict[str, Any], rules: list[dict[str, Any]]) -> None:
+    (allowed,) = {
+        share for rule in rules if rule.get("alert", "").startswith("AsfdBurns")
+        for share in re.findall(r"[0-9.]+ \* ([0-9.]+)", rule["expr"])
+    }  # fmt: skip
+    panels = {panel["title"]: panel for panel in dashboard["panels"]}
+    steps = panels["Attainment by tier"]["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    assert steps[-1]["value"] == pytest.approx(1 - float(allowed))
+    assert panels["Error budget left, last 3 days"]["targets"][0]["expr"].endswith(f"/ {allowed}")
 
 
 def test_dashboard_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ class StubDetector:
     queue_length: int = 0
     variants: list[Any] = field(default_factory=list)
     error: Exception | None = None
+    refuse_all: AsfdError | None = None
     start_error: Exception | None = None
     delay: float = 0.0
     long_side: int | None = None
@@ -84,6 +85,8 @@ class StubDetector:
         )
 
     async def detect_all(self, pictures: Sequence[tuple[bytes, ImageHeader]], ask: Ask) -> list[Answer | AsfdError]:
+        if self.refuse_all is not None:
+            raise self.refuse_all
         answers: list[Answer | AsfdError] = []
         for data, header in pictures:
             try:

@@ -275,3 +275,11 @@ def test_scraper_gets_the_form_it_asks_for() -> None:
         openmetrics = client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
         assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
         assert openmetrics.text.endswith("# EOF\n")
+
+
+def test_a_refused_batch_misses_with_each_of_its_pictures() -> None:
+    with serving(StubDetector(refuse_all=QueueFullError("full"))) as client:
+        parts = [("image", (f"{k}.jpg", data, "image/jpeg")) for k, data in enumerate((picture(), b"", picture()))]
+        assert client.post("/detect/batch?tier=accurate", files=parts).status_code == 503
+        names = ("judged", "in_time", "effective_ap")
+        assert [value(client, f"asfd_{name}_total", tier="accurate") for name in names] == [2, 0, 0]
