@@ -62,11 +62,12 @@ def paper_supernet() -> SupernetConfig:
 
 
 def gpu_supernet() -> SupernetConfig:
-    """For one GPU and some ten thousand small photos: three backbones, AdamW, 384-pixel crops."""
+    """For one GPU and some ten thousand small photos: three backbones, AdamW, crops of the size evaluated."""
     base = asfd()
     return SupernetConfig(
         space=PathSpace(backbones=("resnet18", "resnet34", "resnet50")),
-        train=replace(base, recipe="supernet-gpu", epochs=40.0, sizes=(CropSize(384, 32),)),
+        train=replace(base, recipe="supernet-gpu", epochs=40.0, sizes=(CropSize(512, 20),)),
+        long_side=512,
     )
 
 
