@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service import profiling
 from service.contract import Ask
@@ -17,6 +17,7 @@ from service.models import Models
 from service.observer import Observer
 from service.repository.manifest import InputSize
 from service.scheduling.admission import Demand, admit, most_late
+from service.scheduling.arrivals import ArrivalStatistics
 from service.scheduling.selection import Option, most_accurate
 from service.settings import Settings
 
@@ -45,6 +46,9 @@ class Gate:
 
     def __init__(self, models: Models, settings: Settings, observer: Observer) -> None:
         self._models, self._settings, self._observer = models, settings, observer
+        # Of everything that is asked for: a policy that knew only of what was let in would never see the tight requests
+        # that its own long runs keep out.
+        self.statistics = ArrivalStatistics()
         self._numbers = itertools.count()
         # Of the pictures inside that are to be on time and do not run yet.
         self._demands: dict[int, Demand] = {}
@@ -77,6 +81,9 @@ class Gate:
         """
         now, models = time.monotonic(), self._models
         options = [self._options(header, ask, len(pictures)) for _, header in pictures]
+        for (_, header), ways in zip(pictures, options, strict=True):
+            decoding = min(way.before_ms for way in ways) / 1e3
+            self.statistics.observe(now, ask.deadline - now - decoding, self._mask(header, ask))
         if self.inside + len(pictures) > self._settings.queue_limit:
             self.shed("queue_full", len(pictures))
             raise QueueFullError(
@@ -92,12 +99,14 @@ class Gate:
             ahead_ms += best.before_ms
             # Others may be decoded first, or this one while the engine runs.
             ready = now + max(best.before_ms, ahead_ms / self._settings.decode_threads) / 1e3
-            demand = Demand(ask.deadline, ready, best.infer_ms / len(pictures) / 1e3)
+            seconds = best.infer_ms / len(pictures) / 1e3
+            typical = seconds * models.typical(models.index.keys.index((best.variant, best.size)))
+            demand = Demand(ask.deadline, ready, typical, seconds - typical)
             found = admit(demand, present, free_at)
-            starts.append(found.finish - demand.seconds)
+            starts.append(found.finish - seconds)
             on_time = on_time and found.on_time and found.harmless
             # Behind everybody it does no harm: a budget that long can be kept.
-            finish = max(finish, admit(Demand(math.inf, ready, demand.seconds), present, free_at).finish)
+            finish = max(finish, admit(replace(demand, deadline=math.inf), present, free_at).finish)
             present.append(demand)
         late = not on_time
         if late:
@@ -107,10 +116,7 @@ class Gate:
         for (data, header), ways, demand in zip(pictures, options, demands, strict=True):
             wait_ms = 0.0 if late else max(starts[0] - now, 0.0) * 1e3
             choice = most_accurate(ways, ask.left_ms(), wait_ms)
-            mask = models.index.narrowed(
-                models.index.mask(header.width, header.height), ask.variant, ask.long_side,
-                choice.option.size.long_side,
-            )  # fmt: skip
+            mask = self._mask(header, ask, choice.option.size.long_side)
             # What was decoded for one size serves every smaller one, should time run short meanwhile.
             picture = Picture(
                 next(self._numbers), data, header, mask, choice.option.size, choice.option.before_ms,
@@ -123,6 +129,11 @@ class Gate:
         self.inside += len(admitted)
         self._late += late * len(admitted)
         return admitted
+
+    def _mask(self, header: ImageHeader, ask: Ask, most: int = 1 << 30) -> int:
+        """Bits of the arms that the request allows, up to a long side."""
+        index = self._models.index
+        return index.narrowed(index.mask(header.width, header.height), ask.variant, ask.long_side, most)
 
     def _refuse(self, ask: Ask, finish: float, free_at: float, count: int) -> None:
         """Raise what is told where pictures cannot be on time; pass where they are wanted late, within limits."""

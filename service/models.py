@@ -45,10 +45,13 @@ class Models:
         self, loaded: dict[str, Loaded], profile: profiling.Profile, correction: Path, clock: Callable[[], float]
     ) -> None:
         self.loaded, self.profile, self._path, self._clock = loaded, profile, correction, clock
-        self.index = ArmIndex(
-            [(name, size) for name, one in loaded.items() for size in one.variant.manifest.input_sizes]
-        )
-        self.prediction = Prediction(profiling.base_latencies(profile))
+        base = profiling.base_latencies(profile)
+        keys = [(name, size) for name, one in loaded.items() for size in one.variant.manifest.input_sizes]
+        self.index = ArmIndex(keys, [(name, s) for name, s in keys if len(base[name, s.height, s.width]) > 1])
+        self.prediction = Prediction(base)
+        self._typical = {
+            (t.variant, t.height, t.width): min(t.p50_ms / t.p99_ms, 1.0) for t in profile.timings if t.batch == 1
+        }  # fmt: skip
         kept = _read_correction(correction)
         if kept is not None and kept.key == profile.key:
             self.prediction.resume(kept, clock())
@@ -69,6 +72,11 @@ class Models:
         """Take note of a run of an arm; returns what had been predicted for it, in ms."""
         variant, size = self.index.keys[number]
         return self.prediction.observe(variant, size, batch, ms, self._clock())
+
+    def typical(self, number: int) -> float:
+        """Share of an arm's predicted p99 that a run of a single picture usually takes, by the profile."""
+        variant, size = self.index.keys[number]
+        return self._typical[variant, size.height, size.width]
 
     def ap50(self, variant: str, long_side: int) -> float | None:
         return self.loaded[variant].variant.manifest.ap50(variant, long_side)

@@ -87,7 +87,8 @@ class Runtime:
         self._models, self._gate = models, Gate(models, self._settings, self._observer)
         policy = make_policy(self._settings.policy, self._settings.tiers)
         self._dispatcher = Dispatcher(
-            policy, models.arms, self._run, ran=self._ran, decided=self._observer.decision
+            policy, models.arms, self._run, statistics=self._gate.statistics, typical=models.typical, ran=self._ran,
+            decided=self._observer.decision,
         )  # fmt: skip
         self._status = "ready"
 

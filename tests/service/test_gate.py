@@ -37,6 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
     loaded = load_models(settings, lambda _: None)
     base = {(v, s.height, s.width): (SECOND if s.long_side == 64 else 4 * SECOND,) for v, s in loaded.index.keys}
     loaded.prediction.base = base
+    loaded._typical = dict.fromkeys(base, 1.0)
     loaded._arms = tuple(loaded._arm(k, 0.0) for k in range(len(loaded.index.keys)))
     yield loaded
     loaded.close()

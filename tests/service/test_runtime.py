@@ -57,7 +57,7 @@ class FakeEngine:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     repository = write_fake_repository(tmp_path / "models")
-    return Settings(repository=repository, cache_dir=tmp_path / "cache", queue_limit=2)
+    return Settings(repository=repository, cache_dir=tmp_path / "cache", queue_limit=2, max_batch=1)
 
 
 def with_runtime(settings: Settings, scenario: Callable[[Runtime], object]) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
 from service.scheduling.policies.common import (
@@ -43,23 +42,12 @@ class Arrival(NamedTuple):
 class Coming:
     """Who is expected during a run: arrivals, first come first; tight: the one with least time to spare, if anybody.
 
-    per_ms: arrivals a millisecond for each picture of the mix; spare_ms: how long each of these could wait for its
-    fastest arm, ascending; sums_ms: their running sums.
+    per_ms: arrivals a millisecond, of all kinds.
     """
 
     arrivals: tuple[Arrival, ...] = ()
     tight: tuple[Arrival, ...] = ()
     per_ms: float = 0.0
-    spare_ms: Sequence[float] = ()
-    sums_ms: Sequence[float] = ()
-
-    def misses(self, run_ms: float) -> float:
-        """Expected number of pictures that come during a run of `run_ms` and are hopeless when it ends.
-
-        A picture that can spare s ms is lost where it comes within the first run_ms - s.
-        """
-        lost = bisect_left(self.spare_ms, run_ms)
-        return self.per_ms * (lost * run_ms - self.sums_ms[lost - 1]) if lost else 0.0
 
 
 _NOBODY = Coming()
@@ -72,7 +60,7 @@ class RollOut:
     Pictures: the queue's first `depth`, and those expected during the run: at the present rate, their budgets drawn
     evenly from the mix seen, at most `arrivals` of them, and one of the tightest budget right after the start, since
     a run cannot be interrupted; without it light load would miss deadlines behind slow runs. That one is left out of
-    runs behind which fewer than `tight_chance` misses are expected; 0 counts it always. After the run each of at most
+    runs during which fewer than `tight_chance` pictures are expected; 0 counts it always. After the run each of at most
     `plans` ways to go on is tried, earliest deadline first. Of equals, the run of least time a picture. candidates: how
     many first runs are weighed.
     """
@@ -110,7 +98,7 @@ class RollOut:
         for run in first_runs(now, found.hopeful, table, tuple(sorted(waiting)), self.candidates):
             rest = window.without(run)
             come = [arrival for arrival in coming.arrivals if arrival.at_ms < run.ms]
-            if coming.misses(run.ms) >= self.tight_chance:
+            if coming.per_ms * run.ms >= self.tight_chance:
                 come.extend(coming.tight)
             for arrival in come:
                 insort(rest[window.position[arrival.mask]], arrival.deadline_ms)
@@ -159,5 +147,4 @@ class RollOut:
             # Multiples of the golden ratio cover the mix evenly, however many are drawn.
             _, budget_ms, mask = mix[int((i + 1) * _GOLDEN % 1.0 * len(mix))]
             arrivals.append(Arrival(at_ms, at_ms + budget_ms, mask))
-        spare_ms = [spare for spare, _, _ in mix]
-        return Coming(tuple(arrivals), tight, expected.rate / 1e3 / len(mix), spare_ms, list(accumulate(spare_ms)))
+        return Coming(tuple(arrivals), tight, expected.rate / 1e3)
