@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,13 @@ from PIL import Image
 from skimage import data
 
 Pixels = npt.NDArray[np.uint8]
+
+
+def pytest_configure() -> None:
+    """Heed Ctrl-C also where a shell that started the tests in the background had it ignored, which tests of
+    interrupts would wait for in vain."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
