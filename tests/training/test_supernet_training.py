@@ -31,7 +31,8 @@ SPACE = PathSpace(backbones=("resnet18",), max_modules=1, max_head_convs=2, chan
 
 def config(epochs: float = 2.0) -> SupernetConfig:
     base = smoke_supernet()
-    return replace(base, space=SPACE, train=replace(base.train, epochs=epochs))
+    # In bfloat16 oneDNN now and then has no finite gradient for maps as small as these, and such a step is left out.
+    return replace(base, space=SPACE, train=replace(base.train, epochs=epochs, precision="fp32"))
 
 
 @pytest.fixture(scope="module")
