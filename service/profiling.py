@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +29,7 @@ _FEWEST_RUNS, _MOST_RUNS = 3, 20
 _FEW_RUNS, _FEW_RUNS_FACTOR, _VERY_FEW_RUNS_FACTOR = 10, 1.1, 1.25
 _BATCH_SECONDS = 0.5  # for one batch size at one input size
 _PAYS = 0.9  # a picture of a batch must cost less than this share of one of half the batch
+_HOLDS = 1.01  # times the time of an input that fits into this one
 _DECODE_MARGIN = 1.5
 _FIT_MS = 4.0  # resizing and padding of one picture, up to 960 pixels
 
@@ -190,11 +191,29 @@ def _batches(
 
 
 def base_latencies(profile: Profile) -> dict[tuple[str, int, int], tuple[float, ...]]:
-    """p99 in ms of batches of 1, 2, ... up to the largest measured, by (variant, height, width)."""
+    """p99 in ms of batches of 1, 2, ... up to the largest measured, by (variant, height, width).
+
+    An input that holds another of the same long side never comes out faster, as chance may measure it: a picture would
+    go into the larger one for nothing.
+    """
     measured: dict[tuple[str, int, int], dict[int, float]] = {}
     for timing in profile.timings:
         measured.setdefault((timing.variant, timing.height, timing.width), {})[timing.batch] = timing.p99_ms
-    return {key: batch_curve(by_batch, max(by_batch)) for key, by_batch in measured.items()}
+    curves = {key: batch_curve(by_batch, max(by_batch)) for key, by_batch in measured.items()}
+    return {key: _no_faster_than_what_it_holds(key, curves) for key in curves}
+
+
+def _no_faster_than_what_it_holds(
+    key: tuple[str, int, int], curves: Mapping[tuple[str, int, int], tuple[float, ...]]
+) -> tuple[float, ...]:
+    variant, height, width = key
+    curve = list(curves[key])
+    for (name, h, w), other in curves.items():
+        held = name == variant and max(h, w) == max(height, width) and h <= height and w <= width
+        if held and (h, w) != (height, width):
+            for b, ms in enumerate(other[: len(curve)]):
+                curve[b] = max(curve[b], _HOLDS * ms)
+    return tuple(curve)
 
 
 def decode_ms(cost: DecodeCost, header: ImageHeader, long_side: int) -> float:

@@ -11,7 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from service.engines.base import Detections
-from service.profiling import base_latencies, measure, measure_engine, percentile_99, read_profile, write_profile
+from service.profiling import (
+    Profile,
+    Timing,
+    base_latencies,
+    measure,
+    measure_engine,
+    percentile_99,
+    read_profile,
+    write_profile,
+)
 from service.repository.manifest import InputSize
 from service.scheduling.selection import Option, most_accurate
 from tests.service.test_selection import SIZES, profile
@@ -120,3 +129,17 @@ def test_unmeasured_accuracy_prefers_the_larger_input_and_loses_to_measured() ->
     assert most_accurate(unmeasured, 10.0, 0.0).option.size == small
     measured = Option("d0", small, 0.1, 0.0, 90.0)
     assert most_accurate([*unmeasured, measured], 1000.0, 0.0).option is measured
+
+
+def test_an_input_that_holds_another_is_never_taken_to_be_faster() -> None:
+    cost = profile().decode
+    timings = tuple(
+        Timing(variant="v", height=h, width=w, batch=b, p50_ms=ms, p99_ms=ms, runs=5)
+        for h, w, b, ms in (
+            (96, 128, 1, 10.0), (128, 96, 1, 12.0), (128, 128, 1, 9.0), (128, 128, 2, 20.0), (64, 64, 1, 30.0)
+        )
+    )  # fmt: skip
+    found = base_latencies(Profile(key="k", timings=timings, decode=cost))
+    assert found["v", 96, 128] == (10.0,)
+    assert found["v", 128, 128] == pytest.approx((12.12, 20.0))
+    assert found["v", 64, 64] == (30.0,)  # of another long side

@@ -79,6 +79,8 @@ def test_second_order_gradient_is_that_of_the_weights_one_step_ahead() -> None:
 def tiny_search(data: Path, out: Path, **changes: object) -> Search:
     config = smoke_search()
     config = replace(config, **changes)  # type: ignore[arg-type]
+    # In bfloat16 oneDNN now and then has no finite gradient for maps as small as these, and such a step is left out.
+    config = replace(config, train=replace(config.train, precision="fp32"))
     photos = load_training_set(data, "train", out.parent / "cache", DataConfig())
     world = World(0, 1, torch.device("cpu"))
     return Search(config, photos, SearchOptions(out, "tiny", "a test"), world)
