@@ -28,6 +28,7 @@ from training.data.dataset import CropDataset, list_photos, load_training_set
 from training.engine.distributed import World, world
 from training.engine.loop import RunOptions, batches, on_device, parallel, train_step
 from training.engine.optim import Ema, build_optimizer
+from training.engine.precision import Precision
 from training.family import member_config
 from training.files import write_json
 from training.models.detector import build_detector
@@ -56,7 +57,7 @@ class Case(BaseModel):
     processes: int = 1
     threads: int = 1
     workers: int = 1
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     compile: bool = False
     chosen: bool = True
 

@@ -8,6 +8,7 @@ from typing import Literal
 from training.data.dataset import DataConfig
 from training.data.photometric import PhotometricConfig
 from training.data.rotation import RotationConfig
+from training.engine.precision import Precision
 from training.models.detector import DetectorConfig
 from training.models.distillation import DistillConfig
 from training.models.losses import LossConfig
@@ -43,7 +44,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. precision `bf16` autocasts convolutions on CPU and GPU alike; losses stay in float32.
+    """One run. precision `bf16` autocasts convolutions, where the device is fast at it (`training.engine.precision`);
+    losses stay in float32.
 
     distill: what a teacher adds to the loss; None: no teacher.
     """
@@ -57,6 +59,6 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sizes: tuple[CropSize, ...] = (CropSize(640, 32),)
     epochs: float = 120.0
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     seed: int = 0
     distill: DistillConfig | None = None

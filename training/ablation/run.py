@@ -14,6 +14,7 @@ from training.config import CropSize, TrainConfig
 from training.data.dataset import CropDataset
 from training.engine.distributed import world as join
 from training.engine.loop import RunOptions, train
+from training.engine.precision import autocast
 from training.engine.teacher import taught_by
 from training.engine.validate import score_split
 from training.engine.warm_start import Keep
@@ -84,7 +85,7 @@ def run(change: Change, seed: int, photos: CropDataset, budget: Budget, place: P
 
     def validate(model: Detector) -> dict[str, float]:
         # Evaluated as it was trained: on CPUs that can, bfloat16 halves the time.
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(world.device.type, config.precision):
             scores.update(score_split(model, place.data, budget.split, budget.long_side, budget.photos))
         return scores
 

@@ -25,6 +25,7 @@ from training.data.rotation import rotate
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.optim import Ema, build_optimizer, learning_rate
+from training.engine.precision import autocast
 from training.engine.teacher import load_teacher
 from training.engine.warm_start import Keep, stage, start_from
 from training.files import write_json
@@ -195,7 +196,7 @@ def train_step(
     total, terms = losses.cls + losses.box, {"cls": losses.cls.detach(), "box": losses.box.detach()}
     done("matching and loss")
     if teacher is not None and config.distill:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.no_grad(), autocast(device.type, config.precision):
             said = teacher(seen.images)
         taught = distillation_loss(seen.output, said, config.distill)
         total = total + taught.score + taught.box
@@ -248,7 +249,7 @@ def forward(
     images, targets = rotate(images, targets, config.rotation, generator)
     x = normalize(augment(images, config.photometric, generator)).contiguous(memory_format=torch.channels_last)
     done("augmentation")
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with autocast(device.type, config.precision):
         output = network(x)
     done("forward")
     return Seen(x, targets, output)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from training.data.wider import PhotoAnnotation
 from training.engine.distributed import World
 from training.engine.loop import on_device
+from training.engine.precision import Precision, autocast
 from training.engine.validate import score_pictures
 from training.evolution.ranks import divided
 from training.models.detector import Detector
@@ -33,7 +33,7 @@ class SliceFitness:
 
     photos: the mini-validation, annotations and pixels uint8 [h, w, 3]; crops: what batch norms are measured on anew
     for every path, float [N, 3, H, W], normalised, the same for all, since statistics of all paths together are wrong
-    for each; long_side: of the evaluation, in pixels; bf16: whether convolutions are autocast, as in training.
+    for each; long_side: of the evaluation, in pixels; precision: of convolutions, as in training.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class SliceFitness:
         long_side: int,
         world: World,
         recalibrate: Recalibrate,
-        bf16: bool = False,
+        precision: Precision = "fp32",
     ) -> None:
         if not photos:
             raise ValueError("the mini-validation has no photo")
         self.supernet, self.photos, self.crops, self.long_side = supernet, photos, crops, long_side
-        self.world, self.bf16 = world, bf16
+        self.world, self.precision = world, precision
         self._recalibrate = recalibrate
 
     def __call__(self, paths: Sequence[SinglePath]) -> list[float]:
@@ -59,6 +59,6 @@ class SliceFitness:
         """AP.50 of one path, computed by this process."""
         device = self.world.device
         detector = on_device(self.supernet.cut(path), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(device.type, self.precision):
             self._recalibrate(detector, (crops.to(device) for crops in self.crops))
             return score_pictures(detector.eval(), self.photos, self.long_side)["ap50"]

@@ -73,7 +73,7 @@ class Run:
         crops = list(some_crops(trained.train, divide(data, trained)[0], world.device))
         self.evaluate = SliceFitness(
             supernet.to(world.device), [(data.photos[k], data.cache[k]) for k in kept], crops, long_side, world,
-            recalibrate, trained.train.precision == "bf16",
+            recalibrate, trained.train.precision,
         )  # fmt: skip
         with options.supernet.open("rb") as file:
             self.digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,6 +24,7 @@ from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.loop import RunOptions, batches, forward_loss, on_device, some_crops
 from training.engine.optim import build_optimizer, learning_rate
+from training.engine.precision import autocast
 from training.engine.validate import score_pictures
 from training.engine.warm_start import start_from
 from training.files import write_bytes, write_json
@@ -268,7 +269,7 @@ class Search:
             getattr(detector, part).load_state_dict(getattr(self.detector, part).state_dict())
         crops = calibration_crops(self.config.train, self.parts[0], self.options, self.world)
         pictures = ((self.data.photos[k], self.data.cache[k]) for k in self._mini_validation())
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+        with autocast(self.world.device.type, self.config.train.precision):
             recalibrate(detector, crops)
             scores = score_pictures(detector, pictures, self.config.long_side)
         genotype = self.neck.genotype(self._provenance(scores))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from training.config import TrainConfig
 from training.data.dataset import load_training_set
 from training.data.wider import PhotoAnnotation
 from training.engine.distributed import World
 from training.engine.loop import RunOptions, train
+from training.engine.precision import autocast
 from training.evaluation.detections import Source, read_split, run_source
 from training.evaluation.multiscale import FACTORS, MultiPassSource, passes_of
 from training.evaluation.official import read_subsets
@@ -118,7 +117,7 @@ def _evaluate(
     if multi_scale:
         source = MultiPassSource(source, passes_of(FACTORS))
     device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+    with autocast(device, config.precision):
         found = run_source(source, photos, images, warm_up=0).found
     report = evaluate(found, photos)
     scores = {"ap50": report.ap50, "ap": report.ap, "recall50": report.recall50}
