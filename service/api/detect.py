@@ -12,20 +12,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from service.api.answers import annotated, answer_headers, answer_json, preferred_format
-from service.api.context import RequestContext
-from service.api.deps import (
-    Budget,
-    BudgetHeader,
-    ContextDep,
-    QueryDep,
-    Services,
-    ServicesDep,
-    budget_of,
-    check_pins,
-    no_repeats,
-)
+from service.api.context import RequestContext, context_of
+from service.api.deps import Services, services_of
 from service.api.intake import ACCEPTED_TYPES, FIELD, read_picture
 from service.api.metrics import GONE_LATE
+from service.api.query import BUDGET_HEADER, Budget, budget_of, described_parameters, read_query
 from service.api.schemas import DetectAnswer, DetectQuery, Problem
 from service.contract import Answer, Ask
 from service.errors import NotReadyError
@@ -87,14 +78,11 @@ class ClientGoneError(Exception):
 @router.post(
     "/detect",
     summary="Find faces within a latency budget",
-    dependencies=[no_repeats],
     responses=RESPONSES,
     response_class=Response,
-    openapi_extra={"requestBody": _REQUEST_BODY},
+    openapi_extra={"requestBody": _REQUEST_BODY, "parameters": described_parameters()},
 )
-async def detect(
-    request: Request, query: QueryDep, services: ServicesDep, context: ContextDep, x_budget: BudgetHeader = None
-) -> Response:
+async def detect(request: Request) -> Response:
     """The most accurate detector that can still finish in time looks for faces.
 
     The clock runs from the first byte of the request; upload, decoding, queue and inference all count. Drawing the
@@ -102,10 +90,11 @@ async def detect(
 
     Example: `curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'localhost:8000/detect?tier=interactive'`
     """
+    services, context = services_of(request), context_of(request.scope)
     settings = services.settings
-    budget = budget_of(query, x_budget, settings.tiers, settings.default_tier)
+    query = read_query(request)
+    budget = budget_of(query, request.headers.get(BUDGET_HEADER), settings.tiers, settings.default_tier)
     context.tier = budget.label
-    check_pins(query)
     refuse_unless_ready(services)
     try:
         data = await read_picture(

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
 from service.api.answers import answer_document
-from service.api.deps import BudgetHeader, ContextDep, QueryDep, ServicesDep, budget_of, check_pins, no_repeats
+from service.api.context import context_of
+from service.api.deps import services_of
 from service.api.detect import (
     PROBLEM_RESPONSES,
     ClientGoneError,
@@ -21,6 +22,7 @@ from service.api.detect import (
 )
 from service.api.intake import FIELD, Part, read_pictures
 from service.api.problems import problem_document
+from service.api.query import BUDGET_HEADER, budget_of, described_parameters, read_query
 from service.api.schemas import BatchAnswer
 from service.contract import Answer
 from service.errors import AsfdError, BadParameterError
@@ -46,17 +48,14 @@ _REQUEST_BODY = {
 @router.post(
     "/detect/batch",
     summary="Find faces in several pictures within one latency budget",
-    dependencies=[no_repeats],
     responses={
         200: {"model": BatchAnswer, "description": "A result for each picture, in order: its faces, or a problem"},
         **PROBLEM_RESPONSES,
     },
     response_class=Response,
-    openapi_extra={"requestBody": _REQUEST_BODY},
+    openapi_extra={"requestBody": _REQUEST_BODY, "parameters": described_parameters()},
 )
-async def detect_batch(
-    request: Request, query: QueryDep, services: ServicesDep, context: ContextDep, x_budget: BudgetHeader = None
-) -> Response:
+async def detect_batch(request: Request) -> Response:
     """As /detect, for up to `ASFD_MAX_BATCH_PICTURES` pictures that share one budget.
 
     A picture that cannot be read, or that ran out of time, has a problem in its place and does not fail the others.
@@ -64,10 +63,11 @@ async def detect_batch(
 
     Example: `curl -F image=@one.jpg -F image=@two.jpg 'localhost:8000/detect/batch?latency_ms=2000'`
     """
+    services, context = services_of(request), context_of(request.scope)
     settings = services.settings
-    budget = budget_of(query, x_budget, settings.tiers, settings.default_tier)
+    query = read_query(request)
+    budget = budget_of(query, request.headers.get(BUDGET_HEADER), settings.tiers, settings.default_tier)
     context.tier = budget.label
-    check_pins(query)
     if query.return_ != "json":
         raise BadParameterError("return", "Several pictures are answered as JSON only; post one to /detect to see it.")
     refuse_unless_ready(services)

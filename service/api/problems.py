@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,18 +42,17 @@ def problem_response(error: AsfdError, request_id: str) -> Response:
     )
 
 
-def validation_problem(error: RequestValidationError, known: list[str]) -> BadParameterError:
-    """The first complaint of pydantic as a sentence; `known` lists the query parameters of the route."""
+def validation_problem(error: ValidationError, known: Sequence[str]) -> BadParameterError:
+    """The first complaint of pydantic about a query as a sentence; `known` lists the parameters that there are."""
     item = error.errors()[0]
-    place = item["loc"][0] if item["loc"] else "request"
     name = str(item["loc"][-1]) if item["loc"] else "request"
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return BadParameterError(
             name,
-            f"There is no {place} parameter {_short(name)}.{hint} Known parameters: {', '.join(known)}.",
-            extra={"known": known},
+            f"There is no query parameter {_short(name)}.{hint} Known parameters: {', '.join(known)}.",
+            extra={"known": list(known)},
         )
     message = str(item["msg"]).removeprefix("Value error, ")
     given = f" (given: {_short(item['input'])})" if isinstance(item.get("input"), str | int | float) else ""
@@ -70,22 +69,12 @@ def install(app: FastAPI) -> None:
         context.notes.setdefault("problem", error.detail)
         return problem_response(error, context.request_id)
 
-    async def validation_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return await asfd_error(request, validation_problem(error, _query_parameters(request)))
-
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return await asfd_error(request, _from_starlette(request, error))
 
     app.add_exception_handler(AsfdError, asfd_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, http_error)
-
-
-def _query_parameters(request: Request) -> list[str]:
-    names = getattr(request.state, "query_parameters", None)
-    return list(names) if names else []
 
 
 def _from_starlette(request: Request, error: HTTPException) -> AsfdError:

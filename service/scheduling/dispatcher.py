@@ -187,7 +187,8 @@ class Dispatcher(Generic[P, R]):
                     job.future.set_exception(error)
             return
         seconds = self._loop.time() - started
-        self._ran(decision.arm, len(jobs), seconds, decision.reason)
+        # Later, since the engine waits for the next decision now.
+        self._loop.call_soon(self._ran, decision.arm, len(jobs), seconds, decision.reason)
         for job, result in zip(jobs, results, strict=True):
             if not job.future.done():
                 job.future.set_result(Ran(result, arm, len(jobs), started, seconds, decision.reason))

@@ -9,7 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.api.app import create_app
-from service.api.deps import QUERY_PARAMETERS, Services
+from service.api.deps import Services
+from service.api.query import QUERY_PARAMETERS
 from service.api.schemas import DetectAnswer, Problem
 from service.settings import Settings
 from tests.service.stub_detector import StubDetector, picture, serving

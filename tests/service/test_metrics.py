@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from service.api import detect
 from service.api.context import RequestContext
-from service.api.deps import Budget
 from service.api.metrics import CLIENT_FAULTS, GONE_LATE, Metrics
+from service.api.query import Budget
 from service.errors import AsfdError, DeadlinePassedError, QueueFullError
 from tests.service.stub_detector import StubDetector, picture, serving
 
