@@ -13,9 +13,15 @@ DATA ?= ../shared/data/faces
 PEERS ?= ../shared/peers
 OUT ?= runs/d0
 ARGS ?=
+LOCAL ?=
 export HOST PORT
+# ONNX Runtime (1.29 and newer) reports its use to its makers unless told not to.
+export ORT_DISABLE_TELEMETRY := 1
 
 PY := $(VENV)/bin/python
+# Compose v2, else docker-compose 1.29.
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+TENSORRT_INDEX_URL ?= $(shell sed -n 's/^ARG TENSORRT_INDEX_URL=//p' Dockerfile)
 CODE := service training export benchmarks
 
 # make_venv FOLDER: a fresh environment, or a sentence that says what is missing.
@@ -59,6 +65,34 @@ $(VENV)/.ready-bench: $(VENV)/.ready
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps "facenet-pytorch==2.6.0"
 	@touch $@
 
+# TensorRT's libraries (some GB) come from NVIDIA's own index.
+$(SERVE_VENV)/.ready-tensorrt: $(SERVE_VENV)/.ready
+	@echo "Installing TensorRT from $(TENSORRT_INDEX_URL) (some GB to download, once)"
+	@$(SERVE_VENV)/bin/python -m pip install -q --disable-pip-version-check --extra-index-url "$(TENSORRT_INDEX_URL)" \
+	  --constraint constraints.txt --editable ".[tensorrt]"
+	@touch $@
+
+define need_gpu
+	@command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU || { \
+	  echo "An engine is built on the GPU that will run it, and nvidia-smi shows none here. Install NVIDIA's driver (580 or newer)." >&2; exit 1; }
+endef
+
+.PHONY: engines
+ifeq ($(LOCAL),)
+engines: ## TensorRT engines for this machine's GPU, in Docker, for the compose service asfd-gpu (LOCAL=1: for make serve)
+	$(need_gpu)
+	@docker version >/dev/null 2>&1 || { \
+	  echo "No Docker engine answers. Start it, or build without it: make engines LOCAL=1" >&2; exit 1; }
+	@$(COMPOSE) --profile engines build asfd-engines
+	@$(COMPOSE) --profile engines run --rm asfd-engines build-engines $(ARGS) || { \
+	  echo "If Docker could not select the device driver nvidia, install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure --runtime=docker, and restart Docker." >&2; exit 1; }
+else
+engines:
+	$(need_gpu)
+	@$(MAKE) --no-print-directory $(SERVE_VENV)/.ready-tensorrt
+	@$(SERVE_VENV)/bin/python -m service build-engines $(ARGS)
+endif
+
 .PHONY: test
 test: $(VENV)/.ready ## All tests but those that need a Docker engine
 	@$(PY) -m pytest -m "not docker" $(ARGS)
@@ -89,7 +123,7 @@ smoke: $(VENV)/.ready ## Build the image, bring the compose file up, post a phot
 	@$(PY) -m pytest -m docker tests/deploy $(ARGS)
 
 .PHONY: bench
-bench: bench-latency bench-load bench-accuracy bench-training ## All benchmarks
+bench: bench-latency bench-engines bench-load bench-accuracy bench-training ## All benchmarks
 
 .PHONY: bench-accuracy
 bench-accuracy: $(VENV)/.ready-bench ## AP and CPU time of the shipped models beside other detectors, on DATA and PEERS
@@ -99,6 +133,10 @@ bench-accuracy: $(VENV)/.ready-bench ## AP and CPU time of the shipped models be
 bench-latency: $(VENV)/.ready ## Engine times, HTTP round trips, start-up, memory and disk, on this machine
 	@$(PY) -m benchmarks.latency $(ARGS)
 
+.PHONY: bench-engines
+bench-engines: $(VENV)/.ready ## Every engine that runs here: parity, latency by batch, memory, and the hardware's floor
+	@$(PY) -m benchmarks.engines $(if $(wildcard $(DATA)),--data "$(DATA)") $(ARGS)
+
 .PHONY: bench-load
 bench-load: $(VENV)/.ready ## Traces of photos against the running service, policy by policy (an hour or two; resumes)
 	@$(PY) -m benchmarks.load $(if $(wildcard $(DATA)),--data "$(DATA)") $(ARGS)
@@ -106,6 +144,18 @@ bench-load: $(VENV)/.ready ## Traces of photos against the running service, poli
 .PHONY: bench-training
 bench-training: $(VENV)/.ready ## How fast D0 trains on DATA on this machine, and where a step's time goes
 	@$(PY) -m benchmarks.training --data "$(DATA)" $(ARGS)
+
+# On a copy of the models, since plans belong to one GPU.
+.PHONY: gpu-report
+gpu-report: $(VENV)/.ready ## All that waits for an NVIDIA GPU: engines, figures, tests (docs/engines.md says what to install)
+	$(need_gpu)
+	@rm -rf build/gpu/models && mkdir -p build/gpu && cp -r models build/gpu/models
+	@$(PY) -m export onnx build/gpu/models/d0/d0.onnx --member d0 --precision fp16 --repository build/gpu/models
+	@$(PY) -m export tensorrt d0 --repository build/gpu/models --sizes 480x640 --max-batch 16 || \
+	  echo "TensorRT is left out of the report, for the reason above" >&2
+	@$(PY) -m benchmarks.engines $(if $(wildcard $(DATA)),--data "$(DATA)") --repository build/gpu/models \
+	  --trace build/gpu/trace $(ARGS)
+	@$(PY) -m pytest -m gpu
 
 .PHONY: train
 train: $(VENV)/.ready ## Train D0 on DATA into OUT; run it again to resume

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ from service.repository.manifest import (
     Provenance,
     Thresholds,
 )
-from service.repository.store import load_manifest, sha256_of
+from service.repository.store import load_manifest, sha256_of, verify_file
 from training.engine.checkpoint import detector_config, load_detector
+from training.engine.warm_start import load_exported
 from training.family import count
-from training.models.detector import Detector, DetectorConfig
+from training.models.detector import Detector, DetectorConfig, build_detector
 from training.models.genotype import AutoFAEGenotype, genotype_of_kind
-from training.supernet.path import SinglePath
+from training.models.necks import NeckOptions
+from training.supernet.path import SinglePath, backbone_name
 
 _SPELT = {"fpn": "FPN", "autofae": "AutoFAE"}
 
@@ -90,10 +93,12 @@ def export_checkpoint(
     checkpoint: Path, member: str, folder: Path, precision: Precision, nms: str, data_note: str, origin: Origin
 ) -> Manifest:
     """Write a checkpoint's graph and manifest into `folder`. fp32 begins the member anew; fp16 joins the manifest of
-    the same checkpoint where there is one.
+    the same checkpoint where there is one. In the checkpoint's place the member's own fp32 file makes its fp16 form.
 
     Raises FileNotFoundError, and ValueError that says what does not fit together.
     """
+    if checkpoint.suffix == ".onnx":
+        return _add_half(checkpoint, member, folder, precision, nms)
     detector, content = load_detector(checkpoint)
     model = graph_of(detector, precision, nms)
     variant = member if precision == "fp32" else f"{member}-{precision}"
@@ -115,6 +120,36 @@ def export_checkpoint(
         manifest = first_manifest(member, detector_config(content["config"]), file, made, origin)
     write_manifest(folder, manifest)
     return manifest
+
+
+def _add_half(shipped: Path, member: str, folder: Path, precision: Precision, nms: str) -> Manifest:
+    """Give a member the fp16 form of what it ships in fp32, for who has no checkpoint of it."""
+    manifest, source = load_manifest(folder / MANIFEST_NAME), shipped.resolve()
+    known = next((f for f in manifest.files if (folder / f.path).resolve() == source and f.precision == "fp32"), None)
+    if precision != "fp16" or known is None or verify_file(shipped, known):
+        raise ValueError(
+            f"{shipped}: an .onnx file makes nothing but the fp16 form of the member that ships it, in fp32 and as its "
+            f"manifest {folder / MANIFEST_NAME} says; give a checkpoint for anything else"
+        )
+    detector = build_detector(_config_of(manifest.architecture))
+    load_exported(detector, shipped, None)
+    variant = f"{member}-fp16"
+    path = folder / f"{variant}.onnx"
+    save_onnx(graph_of(detector, precision, nms), path)
+    manifest = with_file(manifest, describe_file(path, variant, precision, nms, OPSET))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _config_of(made: Architecture) -> DetectorConfig:
+    """The detector that a manifest describes."""
+    genotype = json.dumps(made.genotype) if made.genotype else ""
+    if made.single_path:
+        return SinglePath.parse(made.single_path).config(genotype=genotype)
+    return DetectorConfig(
+        backbone=backbone_name(made.backbone), neck=made.neck, channels=made.channels, head_convs=made.head_convs,
+        neck_options=NeckOptions(genotype=genotype),
+    )  # fmt: skip
 
 
 def fresh_provenance(seed: int) -> Provenance:

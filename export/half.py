@@ -26,10 +26,11 @@ def compute_in_half(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     for number, node in enumerate(copy.graph.node):
         node.name = f"{number}/{node.name}"  # unique, since what is left in float32 is told by name
+    own = {node.name for node in copy.graph.node}
     network = _network(copy.graph)
     kept = [node.name for node in copy.graph.node if node.name not in network]
     converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True, node_block_list=kept)
-    _drop_round_trips(converted.graph)
+    _drop_round_trips(converted.graph, {node.output[0] for node in converted.graph.node if node.name not in own})
     _sort(converted.graph)
     del converted.graph.value_info[:]  # the converter's types, some of which are not true any more
     onnx.checker.check_model(converted, full_check=True)
@@ -55,8 +56,9 @@ def _network(graph: Any) -> set[str]:
     return {n.name for n in graph.node if n.op_type in HALF_OPERATIONS and n.name in before and n.name in after}
 
 
-def _drop_round_trips(graph: Any) -> None:
-    """Take out float32 -> float16 -> float32: readers of its end get its beginning, and no rounding."""
+def _drop_round_trips(graph: Any, added: set[str]) -> None:
+    """Take out float32 -> float16 -> float32: readers of its end get its beginning, and no rounding. And take out casts
+    of which only the shape is asked. added: outputs of the casts that the converter put in."""
     casts = {n.output[0]: (n.input[0], _target(n)) for n in graph.node if n.op_type == "Cast"}
     ends = {}
     for output, (source, target) in casts.items():
@@ -66,6 +68,8 @@ def _drop_round_trips(graph: Any) -> None:
     for node in graph.node:
         for at, name in enumerate(node.input):
             node.input[at] = ends.get(name, name)
+            if node.op_type == "Shape" and node.input[at] in added:
+                node.input[at] = casts[node.input[at]][0]
         if node.op_type == "Cast" and node.output[0] in ends and node.output[0] in outputs:
             del node.attribute[:]
             node.op_type = "Identity"

@@ -61,10 +61,11 @@ def provenance_of(
 
 
 def with_file(manifest: Manifest, file: ModelFile) -> Manifest:
-    """Add or replace a variant; accuracy of the file that it replaces is dropped."""
+    """Add or replace a variant; accuracy and plans of the file that it replaces are dropped."""
     files = tuple(f for f in manifest.files if f.variant != file.variant)
     rows = tuple(row for row in manifest.accuracy if row.variant != file.variant)
-    return _checked(manifest, files=(*files, file), accuracy=rows)
+    plans = tuple(p for p in manifest.plans if p.variant != file.variant or p.model_sha256 == file.sha256)
+    return _checked(manifest, files=(*files, file), accuracy=rows, plans=plans)
 
 
 def with_accuracy(manifest: Manifest, rows: tuple[Accuracy, ...]) -> Manifest:

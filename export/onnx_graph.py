@@ -29,7 +29,7 @@ def export_onnx(detector: Detector, thresholds: Thresholds, nms: str, half: bool
         model = _trace(PlainGraph(detector.eval(), thresholds), names)
     elif nms == "onnx":
         model = _trace(CandidateGraph(detector.eval(), thresholds), ["candidate_boxes", "candidate_scores"])
-        _attach_nms(model, thresholds)
+        attach_nms(model, thresholds)
     else:
         raise ValueError(f"nms must be 'plain' or 'onnx', got {nms!r}")
     if half:
@@ -51,8 +51,9 @@ def _trace(graph: torch.nn.Module, outputs: list[str]) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def _attach_nms(model: onnx.ModelProto, thresholds: Thresholds) -> None:
-    """Candidates -> survivors. The mask of survivors keeps the candidates' order, whatever order the operator emits."""
+def attach_nms(model: onnx.ModelProto, thresholds: Thresholds) -> None:
+    """Candidates -> survivors, by ONNX's NonMaxSuppression, in place. The mask of survivors keeps the candidates'
+    order, whatever order the operator emits."""
     graph, most = model.graph, thresholds.max_detections
 
     def constant(name: str, value: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from service.engines.ort import OnnxCpuEngine
+from service.engines.ort import OnnxEngine, open_cpu
 from service.profiling import hardware_name, percentile_99
 from service.repository.manifest import InputSize
 from service.repository.store import Repository, for_cpu
@@ -68,10 +68,10 @@ def profile_repository(
     repository, left_out = for_cpu(repository)
     rows = []
     work = [(v, s, b) for v in repository.variants for s in v.manifest.input_sizes for b in batches]
-    engine: OnnxCpuEngine | None = None
+    engine: OnnxEngine | None = None
     for variant, size, batch in tqdm(work, desc="profiling", unit="case"):
         if engine is None or engine.variant != variant.name:
-            engine = OnnxCpuEngine(variant.name, variant.path, threads)
+            engine = open_cpu(variant.name, variant.path, threads)
         pictures = _batch(photo, batch, size)
         samples = _timed(lambda engine=engine, pictures=pictures: engine.run(pictures), runs)  # type: ignore[misc]
         p50, p99 = _summary(samples)

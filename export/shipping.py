@@ -11,7 +11,7 @@ from tqdm import tqdm
 from export.index import UNSHIPPED, WHY
 from export.member import write_atomically
 from export.staging import remove_empty
-from service.engines.ort import OnnxCpuEngine
+from service.engines.ort import open_cpu
 from service.profiling import measure_engine
 from service.repository.manifest import MANIFEST_NAME, InputSize, Manifest
 from service.repository.store import load_manifest
@@ -69,7 +69,7 @@ def apply_rule(repository: Path, dataset: str, split: str, threads: int = 0, sec
     ]
     for folder, manifest, name in tqdm(work, desc="timing", unit="variant", leave=False, disable=not work):
         file = next(file for file in manifest.files if file.variant == name)
-        engine = OnnxCpuEngine(name, folder / file.path, threads)
+        engine = open_cpu(name, folder / file.path, threads)
         ms = measure_engine(engine, compared_size(manifest), seconds).p50_ms
         engine.close()
         standings.append(Standing(manifest.member, name, ms, dict(_scored(manifest, dataset, split))[name]))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export.member import input_sizes
 from service.engines.base import Detections
-from service.engines.ort import OnnxCpuEngine
+from service.engines.ort import open_cpu
 from service.letterbox import fitting_size, letterbox
 from service.repository.manifest import Manifest, ModelFile
 from service.repository.store import load_manifest, verify_file
@@ -49,7 +49,7 @@ def verify_member(folder: Path) -> list[str]:
 def contract_faults(path: Path, file: ModelFile, manifest: Manifest, long_side: int | None = None) -> list[str]:
     """Run a graph at every input size (of one long side, where named), alone and in a batch of two, and check its
     outputs' form."""
-    engine = OnnxCpuEngine(file.variant, path)
+    engine = open_cpu(file.variant, path)
     faults = []
     noise = np.random.default_rng(0)
     for size in (size for size in manifest.input_sizes if long_side in (None, size.long_side)):
@@ -116,7 +116,7 @@ def compare_with_detector(
     from training.models.detector import normalize
     from training.models.postprocess import PostprocessConfig, postprocess
 
-    engine, parts = OnnxCpuEngine(variant, path), []
+    engine, parts = open_cpu(variant, path), []
     for pixels in pictures:
         height, width = pixels.shape[:2]
         size = fitting_size(width, height, input_sizes((long_side,)))

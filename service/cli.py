@@ -1,9 +1,10 @@
-"""Commands: serve, detect one photo, list the models, simulate scheduling policies.
+"""Commands: serve, detect one photo, list the models, build engines for a GPU, simulate scheduling policies.
 
 python -m service serve
 python -m service detect photo.jpg --tier interactive --out annotated.jpg
 python -m service detect photo.jpg --latency-ms 200 --url http://127.0.0.1:8000
 python -m service models
+python -m service build-engines
 python -m service simulate --profile profile.json --trace poisson:rate=20,seconds=60 --out runs/simulation
 """
 
@@ -25,6 +26,7 @@ import typer
 
 from service.contract import Answer, Ask
 from service.engines.base import EngineError
+from service.engines.tensorrt.command import build_engines
 from service.errors import AsfdError
 from service.imaging.annotate import annotate
 from service.imaging.decode import Limits, decode, inspect
@@ -41,6 +43,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=_EXAMPLES, pr
 _TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
 app.command(name="simulate")(simulate_command)
+app.command(name="build-engines")(build_engines)
 
 
 def main() -> None:

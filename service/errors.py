@@ -144,6 +144,13 @@ class NotReadyError(_RetryLaterError):
     type_slug = "not-ready"
 
 
+class EngineLostError(_RetryLaterError):
+    """The engine hangs, or its device is gone: this process answers nothing any more, and another one will."""
+
+    title = "The engine is lost"
+    type_slug = "engine-lost"
+
+
 class DeadlinePassedError(AsfdError):
     """The budget ran out before an answer was there."""
 

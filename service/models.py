@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from pydantic import ValidationError
 
 from service import profiling
 from service.engines.base import Engine
-from service.engines.ort import OnnxCpuEngine
-from service.repository.store import Variant, for_cpu, load_repository
+from service.engines.ort import CPU_KIND
+from service.engines.select import Selection, open_engines
+from service.observer import Observer, SilentObserver
+from service.repository.store import Variant, load_repository
 from service.scheduling.arms import ArmIndex
 from service.scheduling.prediction import Correction, Prediction
 from service.scheduling.problem import Arm
@@ -25,7 +28,8 @@ _LOG = logging.getLogger(__name__)
 
 _PROFILE_SECONDS = 15.0
 _SAVE_EVERY_S = 60.0
-_REFRESH_S = 1.0  # between two looks at what has faded meanwhile, where nothing ran
+# Between two looks at all arms: what is seen of one tells something of the others, and what was seen fades.
+_REFRESH_S = 0.25
 # Arms whose prediction moved by less stay the same objects, from which policies derive tables only once.
 _STALE = 0.02
 
@@ -56,21 +60,26 @@ class Models:
         if kept is not None and kept.key == profile.key:
             self.prediction.resume(kept, clock())
         self._arms = tuple(self._arm(number, clock()) for number in range(len(self.index.keys)))
-        self._checked, self._version, self._saved = clock(), self.prediction.version, clock()
+        self._ran: set[int] = set()  # arms whose runs are not in their predictions yet
+        self._checked = self._saved = clock()
 
     def arms(self) -> tuple[Arm, ...]:
         """The arms in the order of `index`, with what is predicted now."""
         now = self._clock()
-        if self.prediction.version != self._version or now - self._checked > _REFRESH_S:
-            self._checked, self._version = now, self.prediction.version
-            fresh = [self._arm(number, now) for number in range(len(self._arms))]
-            if any(_moved(old, new) for old, new in zip(self._arms, fresh, strict=True)):
-                self._arms = tuple(n if _moved(o, n) else o for o, n in zip(self._arms, fresh, strict=True))
+        if now - self._checked > _REFRESH_S:
+            self._checked = now
+            self._ran.update(range(len(self._arms)))
+        if self._ran:
+            fresh = {number: self._arm(number, now) for number in self._ran}
+            self._ran.clear()
+            if moved := {number for number, arm in fresh.items() if _moved(self._arms[number], arm)}:
+                self._arms = tuple(fresh[n] if n in moved else arm for n, arm in enumerate(self._arms))
         return self._arms
 
     def observe(self, number: int, batch: int, ms: float) -> float:
         """Take note of a run of an arm; returns what had been predicted for it, in ms."""
         variant, size = self.index.keys[number]
+        self._ran.add(number)
         return self.prediction.observe(variant, size, batch, ms, self._clock())
 
     def typical(self, number: int) -> float:
@@ -141,37 +150,56 @@ class Models:
             one.engine.close()
 
 
-def load_models(settings: Settings, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Models:
-    """Load, verify, profile, warm up; `say` is told what is being done.
+def load_models(
+    settings: Settings,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> Models:
+    """Load, verify, choose engines, profile, warm up; `say` is told what is being done. stop: ends a build of engines.
 
-    The profile and what was learnt beside it are kept between starts, and refused where hardware or a model's hash
-    differs. Raises `RepositoryError` or `EngineError` where the models are unusable.
+    The profile and what was learnt beside it are kept between starts, and refused where hardware, an engine or a
+    model's hash differs. Raises `RepositoryError` or `EngineError` where the models are unusable.
     """
     say("loading models")
-    repository, left_out = for_cpu(load_repository(settings.repository))
-    if left_out:
-        _LOG.info("left out, since they compute in float16, which is for GPUs: %s", ", ".join(left_out))
-    loaded = {
-        variant.name: Loaded(variant, OnnxCpuEngine(variant.name, variant.path, settings.intra_op_threads))
-        for variant in repository.variants
-    }
-    hardware = profiling.hardware_name(settings.intra_op_threads)
-    hashes = [f"{v.name}:{v.file.sha256}:{','.join(map(str, v.manifest.input_sizes))}" for v in repository.variants]
-    key = hashlib.sha256("\n".join([hardware, f"batches to {settings.max_batch}", *hashes]).encode()).hexdigest()
+    told = observer or SilentObserver()
+    chosen = open_engines(
+        load_repository(settings.repository), settings, say,
+        lambda step: told.engine_fallback(step.start, step.to, step.reason), stop,
+    )  # fmt: skip
+    loaded = {one.variant.name: Loaded(one.variant, one.engine) for one in chosen.opened}
+    for one in chosen.opened:
+        told.engine_chosen(one.variant.name, one.engine.kind)
     folder = settings.usable_cache_dir()
+    key = _profile_key(chosen, settings)
     path = folder / f"profile-{key[:16]}.json"
-    pairs = [(v.name, size) for v in repository.variants for size in v.manifest.input_sizes]
+    pairs = [(one.variant.name, size) for one in chosen.opened for size in one.variant.manifest.input_sizes]
     profile = profiling.read_profile(path, key, pairs)
     if profile is None:
-        work = [(one.engine, one.variant.manifest.input_sizes) for one in loaded.values()]
+        work = [(one.engine, one.variant.manifest.input_sizes) for one in chosen.opened]
         profile = profiling.measure(work, key, _PROFILE_SECONDS, say, settings.max_batch)
         profiling.write_profile(path, profile)
     else:
-        for one in loaded.values():
-            size = one.variant.manifest.input_sizes[0]
+        for one in chosen.opened:
             say(f"warming up {one.variant.name}")
-            one.engine.warm_up(size.height, size.width)
+            _warm_up(one.engine, one.variant, profile)
     return Models(loaded, profile, folder / f"correction-{key[:16]}.json", clock)
+
+
+def _profile_key(chosen: Selection, settings: Settings) -> str:
+    parts = [profiling.hardware_name(settings.intra_op_threads, chosen.gpu), f"batches to {settings.max_batch}"]
+    for one in chosen.opened:
+        sizes = ",".join(map(str, one.variant.manifest.input_sizes))
+        parts.append(":".join([one.variant.name, one.variant.file.sha256, sizes, *filter(None, [one.identity])]))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _warm_up(engine: Engine, variant: Variant, profile: profiling.Profile) -> None:
+    """One run on a CPU; on a GPU one of each size and batch, whose first run costs many times what the others do."""
+    sizes = [(t.height, t.width, t.batch) for t in profile.timings if t.variant == variant.name]
+    for height, width, batch in sizes[:1] if engine.kind == CPU_KIND else sizes:
+        engine.warm_up(height, width, batch)
 
 
 def _moved(old: Arm, new: Arm) -> bool:

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from service.engines.base import Engine
+from service.engines.base import Engine, OutOfMemoryError
 from service.imaging.decode import ImageHeader, Limits, decode, inspect
 from service.repository.manifest import InputSize
 from service.scheduling.arms import batch_curve
@@ -79,9 +79,10 @@ class Profile(BaseModel):
     decode: DecodeCost
 
 
-def hardware_name(threads: int) -> str:
-    """Processor, cores and runtime that a profile is valid for."""
-    return f"{machine_name()}, {threads or 'all'} threads, onnxruntime {ort.__version__}"
+def hardware_name(threads: int, gpu: str = "") -> str:
+    """Processor, cores, runtime and GPU, where one is used, that a profile is valid for."""
+    name = f"{machine_name()}, {threads or 'all'} threads, onnxruntime {ort.__version__}"
+    return f"{name}, {gpu}" if gpu else name
 
 
 def machine_name() -> str:
@@ -177,10 +178,14 @@ def _batches(
     found: list[Timing] = []
     for size in sorted(sizes, key=lambda one: one.height * one.width):
         last = next(t for t in singles if (t.variant, t.height, t.width) == (engine.variant, size.height, size.width))
-        while last.batch * 2 <= max_batch:
+        while last.batch * 2 <= min(max_batch, engine.max_batch or max_batch):
             batch = last.batch * 2
             say(f"measuring {engine.variant} at {size}, batches of {batch}")
-            timing = measure_engine(engine, size, _BATCH_SECONDS, batch)
+            try:
+                timing = measure_engine(engine, size, _BATCH_SECONDS, batch)
+            except OutOfMemoryError as error:
+                _LOG.warning("batches of %d are too large: %s", batch, error)
+                break
             if timing.p50_ms / batch > _PAYS * last.p50_ms / last.batch:
                 break
             found.append(timing)

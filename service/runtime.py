@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
+import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +18,13 @@ import numpy as np
 
 from service import profiling
 from service.contract import Answer, Ask
-from service.engines.base import Detections, EngineError
+from service.engine_thread import EngineThread
+from service.engines.base import Detections, DeviceLostError, EngineError
 from service.errors import (
     AsfdError,
     DeadlinePassedError,
     EngineFailureError,
+    EngineLostError,
     NotReadyError,
 )
 from service.gate import Gate, Picture, infeasible
@@ -37,6 +42,10 @@ _LOG = logging.getLogger(__name__)
 
 # A request that accepts being late still gets an answer or a 504 within this time after its deadline.
 _LATE_LIMIT_S = 10.0
+# A run that takes so many times its predicted p99, and at least so long, will never end.
+_HUNG_TIMES, _HUNG_S = 30.0, 30.0
+_RESTART_S = 10.0  # that clients wait for a new process
+_DECODER_NICENESS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +64,25 @@ class Runtime:
         self._models: Models | None = None
         self._gate: Gate | None = None
         self._dispatcher: Dispatcher[Picture, _Found] | None = None
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode", initializer=_give_way)
+        self._engine = EngineThread("engine")
         self._draining = False
+        self._stop_building = threading.Event()
+        self._failure: str | None = None
 
     @property
     def ready(self) -> bool:
-        return self._dispatcher is not None and not self._draining
+        return self._dispatcher is not None and not self._draining and self._failure is None
 
     @property
     def status(self) -> str:
         """A word or a sentence for people: what the service is doing."""
-        return "draining" if self._draining else self._status
+        return self._failure or ("draining" if self._draining else self._status)
+
+    @property
+    def failure(self) -> str | None:
+        """Why this process can answer nothing any more, should it come to that; only a new process helps then."""
+        return self._failure
 
     @property
     def queue_length(self) -> int:
@@ -83,7 +99,9 @@ class Runtime:
 
     async def start(self) -> None:
         """Load, verify, profile, warm up. Raises `RepositoryError` or `EngineError` where the models are unusable."""
-        models = await asyncio.to_thread(load_models, self._settings, self._say)
+        models = await asyncio.to_thread(
+            load_models, self._settings, self._say, observer=self._observer, stop=self._stop_building
+        )
         self._models, self._gate = models, Gate(models, self._settings, self._observer)
         policy = make_policy(self._settings.policy, self._settings.tiers)
         self._dispatcher = Dispatcher(
@@ -98,19 +116,16 @@ class Runtime:
 
     async def detect(self, data: bytes, header: ImageHeader, ask: Ask) -> Answer:
         """Answer one request. Raises the errors of `service.errors`."""
-        answer = (await self.detect_all([(data, header)], ask))[0]
-        if isinstance(answer, AsfdError):
-            raise answer
-        return answer
+        gate, dispatcher = self._started()
+        picture = gate.let_in([(data, header)], ask, dispatcher.free_at())[0]
+        return await self._answer(gate, dispatcher, picture, ask)
 
     async def detect_all(self, pictures: Sequence[tuple[bytes, ImageHeader]], ask: Ask) -> list[Answer | AsfdError]:
         """Answer several pictures within one budget, each with its faces or with an error of its own.
 
         Raises `QueueFullError`, `InfeasibleError` and `BadParameterError` for all of them together.
         """
-        gate, dispatcher = self._gate, self._dispatcher
-        if gate is None or dispatcher is None or self._draining:
-            raise NotReadyError(f"The service is not ready: {self.status}. Try again shortly.")
+        gate, dispatcher = self._started()
         admitted = gate.let_in(pictures, ask, dispatcher.free_at())
         tasks = [asyncio.create_task(self._answer(gate, dispatcher, picture, ask)) for picture in admitted]
         try:
@@ -120,6 +135,13 @@ class Runtime:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _started(self) -> tuple[Gate, Dispatcher[Picture, _Found]]:
+        if self._failure is not None:
+            raise _lost()
+        if self._gate is None or self._dispatcher is None or self._draining:
+            raise NotReadyError(f"The service is not ready: {self.status}. Try again shortly.")
+        return self._gate, self._dispatcher
 
     async def _answer(
         self, gate: Gate, dispatcher: Dispatcher[Picture, _Found], picture: Picture, ask: Ask
@@ -188,7 +210,39 @@ class Runtime:
         assert self._gate is not None
         for picture in pictures:
             self._gate.starts(picture)
-        return await asyncio.get_running_loop().run_in_executor(self._engine, self._infer, arm, pictures)
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._engine, self._infer, arm, pictures)
+        limit = self._limit_s(arm, len(pictures))
+        watch = loop.call_later(limit, self._hung, running, limit)
+        try:
+            return await running
+        except DeviceLostError as error:
+            raise self._lose(f"the engine has lost its device: {error}") from error
+        except asyncio.CancelledError:
+            if self._failure is not None:
+                raise _lost() from None
+            raise
+        finally:
+            watch.cancel()
+
+    def _limit_s(self, arm: int, batch: int) -> float:
+        """Seconds after which a run counts as hung."""
+        assert self._models is not None
+        predicted = self._models.arms()[arm].seconds(batch)
+        return self._settings.engine_timeout_seconds or max(_HUNG_TIMES * predicted, _HUNG_S)
+
+    def _hung(self, running: asyncio.Future[list[_Found]], limit: float) -> None:
+        self._lose(f"the engine hangs: a run has taken {limit:g} s and is not done")
+        running.cancel()
+
+    def _lose(self, reason: str) -> EngineLostError:
+        """Answer everything inside now, and let the process be replaced: nothing will run here any more."""
+        if self._failure is None:
+            self._failure = reason
+            _LOG.critical("%s", reason)
+            if self._dispatcher is not None:
+                self._dispatcher.abort(_lost)
+        return _lost()
 
     def _infer(self, arm: int, pictures: Sequence[Picture]) -> list[_Found]:
         assert self._models is not None
@@ -261,13 +315,25 @@ class Runtime:
     async def close(self) -> None:
         """Stop the engine's and the decoders' threads, and keep what was learnt of the machine."""
         self._draining = True
+        self._stop_building.set()
         if self._dispatcher is not None:
             await self._dispatcher.close()
             self._dispatcher = None
         await asyncio.to_thread(self._decoders.shutdown, wait=True, cancel_futures=True)
+        if self._failure is not None:
+            # Its thread may hang inside an engine, which nobody may touch then.
+            self._engine.shutdown(wait=False)
+            return
         await asyncio.to_thread(self._engine.shutdown)
         if self._models is not None:
             await asyncio.to_thread(self._models.close)
+
+
+def _lost() -> EngineLostError:
+    return EngineLostError(
+        "The detector's engine has failed for good, and the service is restarting. Send the request again shortly.",
+        retry_after_s=_RESTART_S,
+    )
 
 
 def _outcome(task: asyncio.Task[Answer]) -> Answer | AsfdError:
@@ -280,6 +346,13 @@ def _outcome(task: asyncio.Task[Answer]) -> Answer | AsfdError:
     if isinstance(error, AsfdError):
         return error
     raise error
+
+
+def _give_way() -> None:
+    """Lower the priority of the calling thread. The engine's threads wait for each other at every layer, so whoever
+    takes one of their cores for a moment delays the whole run."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone knows priorities of threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODER_NICENESS)
 
 
 def _prepare(data: bytes, header: ImageHeader, size: InputSize) -> tuple[Decoded, Fitted]:

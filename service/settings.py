@@ -27,6 +27,7 @@ _MAX_TIERS = 16
 _MAX_BUDGET_MS = 600_000.0
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+EngineChoice = Literal["auto", "tensorrt", "cuda", "cpu"]
 
 
 class InvalidSettingsError(ValueError):
@@ -73,6 +74,17 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=64_000_000, ge=1024, le=1_000_000_000, description="width x height of a picture")
     body_timeout_seconds: float = Field(default=30.0, gt=0, le=3600, description="time for a request body to arrive")
 
+    engine: EngineChoice = Field(
+        default="auto", description="what runs the detectors; auto takes the fastest kind that is there"
+    )
+    build_engines: bool = Field(default=True, description="build TensorRT plans that are missing at start, if it can")
+    engine_timeout_seconds: float = Field(
+        default=0.0, ge=0, le=3600,
+        description="after which a run counts as hung; 0 means 30 times what is predicted, and 30 s at least",
+    )  # fmt: skip
+    gpu_memory_limit_bytes: int = Field(
+        default=0, ge=0, description="GPU memory that each detector may take under ONNX Runtime; 0 sets no limit"
+    )
     intra_op_threads: int = Field(default=0, ge=0, le=1024, description="threads of the engine; 0 means all cores")
     decode_threads: int = Field(default=2, ge=1, le=64)
     queue_limit: int = Field(default=64, ge=1, le=100_000, description="pictures that may be inside at once")

@@ -18,7 +18,7 @@ from benchmarks.load.client import HOST, Shot, one_by_one, saturate
 from benchmarks.load.outcome import percentile
 from benchmarks.load.workload import Photo
 from service import profiling
-from service.engines.ort import OnnxCpuEngine
+from service.engines.ort import open_cpu
 from service.imaging.decode import Limits, decode, inspect
 from service.letterbox import fitting_size, letterbox
 from service.repository.manifest import InputSize
@@ -161,7 +161,7 @@ def engine_rate(
         header = inspect(photo.data, Limits(64_000_000))
         pixels = decode(photo.data, header, long_side).pixels
         canvases.append(letterbox(pixels, size, photo.width, photo.height).canvas[None])
-    engine = OnnxCpuEngine(variant, one.path, threads)
+    engine = open_cpu(variant, one.path, threads)
     try:
         for canvas in {canvas.shape: canvas for canvas in canvases}.values():
             engine.run(canvas)

@@ -13,7 +13,7 @@ from service.repository.manifest import Accuracy
 
 
 def onnx(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of `python -m training train`.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of training; or for fp16 what MEMBER ships.")],
     member: Annotated[str, typer.Option(help="Name in the repository, and of the variant.")] = "d0",
     repository: Repo = Path("models"),
     precision: Annotated[str, typer.Option(help="fp32, or fp16, which computes in half precision, for GPUs.")] = "fp32",
@@ -24,7 +24,8 @@ def onnx(
 ) -> None:
     """Write MEMBER's ONNX file and a new manifest, without the old weights' accuracy and other variants.
 
-    --precision fp16 adds the variant MEMBER-fp16 to the manifest of the same checkpoint, where there is one.
+    --precision fp16 adds the variant MEMBER-fp16 to the manifest of the same checkpoint, where there is one; MEMBER's
+    own fp32 .onnx does in its place.
     """
     with reported():
         from typing import cast
@@ -49,13 +50,16 @@ def quantize(
     long_sides: Annotated[str, typer.Option(help="Where to compare accuracy and time.")] = "320,640",
     limit: Annotated[int, typer.Option(help="Photos of `dev` to compare on; 0 takes all.")] = 0,
     keep: Annotated[bool, typer.Option(help="Ship it whatever the comparison says.")] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="In the form that TensorRT takes: MEMBER-int8-gpu, compared by AP.50 alone.")
+    ] = False,
 ) -> None:
     """Make MEMBER's INT8 variant; it joins the manifest only where it loses less than 0.01 AP.50 and is faster."""
     with reported():
         from export.member import describe_file, save_onnx, with_file, write_manifest
         from export.onnx_graph import OPSET
+        from export.quantize import accurate, worth_shipping
         from export.quantize import quantize as run
-        from export.quantize import worth_shipping
         from export.scoring import score, training_pictures
 
         manifest = manifest_of(repository, member)
@@ -63,26 +67,44 @@ def quantize(
         full = next((f for f in manifest.files if f.precision == "fp32"), None)
         if full is None:
             raise ValueError(f"{member} has no full-precision file to start from")
-        candidate = folder / f".{member}-int8.candidate.onnx"
+        variant = f"{member}-int8-gpu" if gpu else f"{member}-int8"
+        candidate, plain = folder / f".{variant}.candidate.onnx", folder / f".{variant}.plain.onnx"
         ap: dict[str, dict[int, float]] = {"full": {}, "int8": {}}
         ms: dict[str, dict[int, float]] = {"full": {}, "int8": {}}
         try:
-            save_onnx(run(folder / full.path, training_pictures(data, pictures), pictures, 640), candidate)
+            if gpu:
+                _write_plain(folder / full.path, plain)
+            source = plain if gpu else folder / full.path
+            save_onnx(run(source, training_pictures(data, pictures), pictures, 640, gpu), candidate)
             for side in numbers("--long-sides", long_sides):
                 for name, path in (("full", folder / full.path), ("int8", candidate)):
                     report, ms[name][side] = score(path, name, manifest, side, data, "dev", limit)
                     ap[name][side] = report.ap50
                     typer.echo(f"{name:5} at {side}: AP.50 {report.ap50:.4f}, {ms[name][side]:.1f} ms")
-            if not worth_shipping(ap["full"], ap["int8"], ms["full"], ms["int8"]) and not keep:
-                typer.echo("not shipped: it loses too much or is not faster")
+            worth = accurate(ap["full"], ap["int8"])
+            if not gpu:
+                worth = worth_shipping(ap["full"], ap["int8"], ms["full"], ms["int8"])
+            if not worth and not keep:
+                typer.echo("not shipped: it loses too much" + ("" if gpu else " or is not faster"))
                 return
-            final = folder / f"{member}-int8.onnx"
+            final = folder / f"{variant}.onnx"
             candidate.replace(final)
-            entry = describe_file(final, f"{member}-int8", "int8", full.nms, OPSET)
+            entry = describe_file(final, variant, "int8", "plain" if gpu else full.nms, OPSET)
             write_manifest(folder, with_file(manifest, entry))
             typer.echo(f"shipped {final}: {final.stat().st_size / 2**20:.1f} MiB")
         finally:
             candidate.unlink(missing_ok=True)
+            plain.unlink(missing_ok=True)
+
+
+def _write_plain(full: Path, path: Path) -> None:
+    """The graph of a shipped fp32 file again, with plain NMS and weights in float32."""
+    from export.build import graph_of
+    from export.member import save_onnx
+    from training.engine.teacher import load_teacher
+    from training.models.detector import DetectorConfig
+
+    save_onnx(graph_of(load_teacher(full, DetectorConfig()), "fp32", "plain", half=False), path)
 
 
 def accuracy(

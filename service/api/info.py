@@ -34,8 +34,12 @@ async def models(services: ServicesDep) -> JSONResponse:
     return JSONResponse({"status": detector.status, "variants": [_plain(item) for item in detector.variants]})
 
 
-@router.get("/health/live", summary="Is the process alive?")
-async def live() -> Health:
+@router.get("/health/live", summary="Is the process alive?", responses={503: {"model": Health}})
+async def live(services: ServicesDep, response: Response) -> Health:
+    """503 once the engine hangs or has lost its device: only a new process helps then."""
+    if services.detector.failure is not None:
+        response.status_code = 503
+        return Health(status=services.detector.failure)
     return Health(status="alive")
 
 
@@ -67,6 +71,8 @@ async def docs() -> Response:
 
 def readiness(services: Services) -> tuple[bool, str]:
     """Whether requests can be answered, and in a few words why or why not."""
+    if services.detector.failure is not None:
+        return False, services.detector.failure
     if services.state.draining:
         return False, "draining: the service is shutting down"
     if services.state.fatal is not None:

@@ -33,7 +33,7 @@ _COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 750)
 # Prometheus sees no increase where a series appears with its first event, so these are there from the start.
 _DISPATCH_REASONS = ("on_time", "degraded")
 _SHED_REASONS = ("queue_full", "infeasible", "overload", "expired")
-_FAILURES = ("engine_failure", "internal_error")
+_FAILURES = ("engine_failure", "engine_lost", "internal_error")
 
 GONE_LATE = "gone_late"
 """Outcome of a request whose client left after its budget had run out: a miss, unlike `client_gone`."""
@@ -115,6 +115,15 @@ class Metrics:
         self._queue_length = Gauge("asfd_queue_length", "Pictures that wait for the engine.", registry=registry)
         self._in_flight = Gauge("asfd_in_flight_requests", "Requests being answered.", registry=registry)
         self._ready = Gauge("asfd_ready", "1 when models are loaded, profiled and warm.", registry=registry)
+        self._engine_info = Gauge(
+            "asfd_engine_info", "Which engine runs a variant, as labels.", ("variant", "engine"), registry=registry
+        )
+        self._engine_fallbacks = Counter(
+            "asfd_engine_fallback",
+            "Steps down from an engine that could not be had, at start; one each for a member.",
+            ("from", "to", "reason"),
+            registry=registry,
+        )
         Gauge("asfd_build_info", "Versions, as labels.", ("version", "python"), registry=registry).labels(
             service.__version__, platform.python_version()
         ).set(1)
@@ -174,6 +183,12 @@ class Metrics:
 
     def faces(self, count: int) -> None:
         self._faces.observe(count)
+
+    def engine_chosen(self, variant: str, engine: str) -> None:
+        self._engine_info.labels(variant, engine).set(1)
+
+    def engine_fallback(self, start: str, to: str, reason: str) -> None:
+        self._engine_fallbacks.labels(start, to, reason).inc()
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Text and its content type, in the form that the scraper prefers."""

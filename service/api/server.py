@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import os
+import signal
 import sys
 import time
 from types import FrameType
@@ -21,6 +23,7 @@ from service.settings import Settings
 
 EXIT_OK = 0
 EXIT_START_FAILED = 3
+EXIT_ENGINE_LOST = 4
 # One process owns the engine and its queue. Idle connections are closed by uvicorn; this is for stuck ones.
 _CLOSE_SECONDS = 2
 _KEEP_ALIVE_SECONDS = 75
@@ -48,13 +51,18 @@ class DrainingServer(uvicorn.Server):
         state = self._services.state
         if state.fatal is not None:
             self.should_exit = True
+        if self._services.detector.failure is not None and self._drain_until is None:
+            self.handle_exit(signal.SIGTERM, None)
         if self._drain_until is not None and (state.in_flight == 0 or time.monotonic() >= self._drain_until):
             self.should_exit = True
         return await super().on_tick(counter)
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal. Returns the process's exit code: 3 when the models could not be loaded."""
+    """Serve until a signal. Returns the process's exit code: 3 when the models could not be loaded.
+
+    Ends the process with code 4 where the engine was lost.
+    """
     logging.config.dictConfig(_log_config(settings.log_level))
     app = create_app(settings)
     services: Services = app.state.services
@@ -72,6 +80,11 @@ def serve(settings: Settings) -> int:
     if services.state.fatal is not None:
         print(f"asfd: {services.state.fatal}", file=sys.stderr)
         return EXIT_START_FAILED
+    if services.detector.failure is not None:
+        print(f"asfd: {services.detector.failure}", file=sys.stderr, flush=True)
+        logging.shutdown()
+        # Not by the interpreter's own way out: libraries of the GPU would wait there for what hangs.
+        os._exit(EXIT_ENGINE_LOST)
     return EXIT_OK
 
 

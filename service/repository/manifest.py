@@ -20,6 +20,7 @@ MANIFEST_NAME = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
 Family = Literal["paper", "machine"]
+HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 
 
@@ -74,10 +75,52 @@ class ModelFile(_Strict):
     @field_validator("path")
     @classmethod
     def _stays_inside(cls, value: str) -> str:
-        path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise ValueError(f"{value!r} must be a relative path inside the member's folder")
-        return value
+        return _inside(value)
+
+
+class Plan(_Strict):
+    """One variant, compiled by TensorRT for one kind of GPU. The graph's contract is that of its `ModelFile`.
+
+    variant: of the ONNX file that it was built from, and model_sha256 that file's hash; path: relative to the member's
+    folder; tensorrt: the builder's version, such as 10.16.1.11; compute_capability: of the GPU that it was built on,
+    such as 9.0, and gpu its name; max_batch: pictures a run; input_sizes: one optimisation profile each, in this order;
+    built: ISO 8601 date. version_compatible: later versions run it too; hardware_compatible: the GPUs that run it too.
+    nms: `plain` is the graph's own; `efficient` is TensorRT's plugin, which must be registered to load the plan.
+    """
+
+    variant: Name
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(gt=0)
+    model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tensorrt: str = Field(pattern=r"^[0-9]+(\.[0-9]+)+")
+    compute_capability: str = Field(pattern=r"^[0-9]+\.[0-9]+$")
+    gpu: str
+    precision: Precision
+    max_batch: int = Field(ge=1)
+    input_sizes: tuple[InputSize, ...] = Field(min_length=1)
+    version_compatible: bool = False
+    hardware_compatible: HardwareCompatibility = "none"
+    nms: Literal["plain", "efficient"] = "plain"
+    built: str
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        return _inside(value)
+
+    @model_validator(mode="after")
+    def _sizes_differ(self) -> Self:
+        if len(set(self.input_sizes)) != len(self.input_sizes):
+            raise ValueError(f"input_sizes must differ, got {', '.join(map(str, self.input_sizes))}")
+        return self
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{value!r} must be a relative path inside the member's folder")
+    return value
 
 
 class Accuracy(_Strict):
@@ -152,6 +195,7 @@ class Manifest(_Strict):
     input_sizes: tuple[InputSize, ...] = Field(min_length=1)
     thresholds: Thresholds = Thresholds()
     files: tuple[ModelFile, ...] = Field(min_length=1)
+    plans: tuple[Plan, ...] = ()
     accuracy: tuple[Accuracy, ...] = ()
     provenance: Provenance
 
@@ -166,6 +210,12 @@ class Manifest(_Strict):
         strangers = {row.variant for row in self.accuracy} - set(names)
         if strangers:
             raise ValueError(f"accuracy names variants that no file has: {sorted(strangers)}")
+        strangers = {plan.variant for plan in self.plans} - set(names)
+        if strangers:
+            raise ValueError(f"plans name variants that no file has: {sorted(strangers)}")
+        paths = [plan.path for plan in self.plans]
+        if len(set(paths)) != len(paths):
+            raise ValueError(f"paths of plans must differ, got {paths}")
         return self
 
     def ap50(self, variant: str, long_side: int) -> float | None:

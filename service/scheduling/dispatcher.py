@@ -75,6 +75,7 @@ class Dispatcher(Generic[P, R]):
         self._busy_until = 0.0
         self._numbers = 0
         self._closed = False
+        self._refusal: Callable[[], Exception] = _stopping
         self._task = asyncio.create_task(self._work(), name="dispatcher")
 
     def __len__(self) -> int:
@@ -98,7 +99,7 @@ class Dispatcher(Generic[P, R]):
         """
         now = self._loop.time()
         if self._closed:
-            raise _stopping()
+            raise self._refusal()
         if expires <= now:
             raise _passed()
         self._numbers += 1
@@ -193,13 +194,18 @@ class Dispatcher(Generic[P, R]):
             if not job.future.done():
                 job.future.set_result(Ran(result, arm, len(jobs), started, seconds, decision.reason))
 
-    async def close(self) -> None:
-        """Stop. What waits is told `NotReadyError`; what runs cannot be interrupted, so it still gets its answer."""
-        self._closed = True
+    def abort(self, error: Callable[[], Exception]) -> None:
+        """Answer whatever waits or comes with `error()` from now on. What runs is left to `run`."""
+        if not self._closed:
+            self._closed, self._refusal = True, error
         for number, job in list(self._jobs.items()):
             if number not in self._running and not job.future.done():
-                job.future.set_exception(_stopping())
+                job.future.set_exception(error())
         self._wake.set()
+
+    async def close(self) -> None:
+        """Stop. What waits is told `NotReadyError`; what runs cannot be interrupted, so it still gets its answer."""
+        self.abort(_stopping)
         await asyncio.wait([self._task])
 
 

@@ -24,8 +24,9 @@ def free_port() -> int:
         return port
 
 
-def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False, timeout=300)
+def docker(*arguments: str, check: bool = True, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    command = ["docker", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds)
     if check and done.returncode:
         raise AssertionError(f"docker {' '.join(arguments)} failed: {done.stderr.strip()}")
     return done

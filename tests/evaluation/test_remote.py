@@ -1,4 +1,4 @@
-"""Sources that are not a file of ours: a running service, and the adapter of TensorRT, which cannot run here."""
+"""Sources that are not an ONNX file: a running service, and plans of TensorRT, on a fake of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +20,9 @@ from typer.testing import CliRunner
 from service.api.app import create_app
 from service.api.server import DrainingServer
 from service.settings import Settings
+from tests.engines.fake_cuda import Error
+from tests.engines.gpu_fakes import install, pictures
+from tests.engines.gpu_repository import store_plan, write_gpu_repository
 from tests.evaluation.test_sources import write_split
 from tests.service.fake_model import FACES, write_fake_repository
 from training.evaluation.command import evaluate_command
@@ -32,19 +34,43 @@ from training.evaluation.sources import open_sources
 
 def test_an_engine_file_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "d0.engine").write_bytes(b"engine")
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it were not installed
-    with pytest.raises(ValueError, match=r"d0\.engine needs TensorRT.*pip install"):
+    for name in ("tensorrt", "tensorrt_lean"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"TensorRT is not installed.*pip install"):
         open_sources(tmp_path / "d0.engine", 640)
 
 
 def test_an_engine_file_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    (tmp_path / "d0.plan").write_bytes(b"engine")
-    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"d0\.plan.*CUDA device"):
+    gpu = install(monkeypatch)
+    (tmp_path / "d0.plan").write_bytes(gpu.trt.plan([(480, 640)], 1))
+    gpu.cuda.fail["cudaGetDeviceCount"] = Error.cudaErrorNoDevice
+    with pytest.raises(ValueError, match="no NVIDIA GPU"):
         open_sources(tmp_path / "d0.plan", 640)
+
+
+def test_an_engine_file_is_run_as_the_service_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = install(monkeypatch)
+    path = tmp_path / "d0.plan"
+    path.write_bytes(gpu.trt.plan([(64, 96), (96, 64), (192, 256)], 1))
+    (source,) = open_sources(path, 96)
+    assert (source.name, source.long_side) == ("d0", 96)
+    picture = pictures(2, height=192, width=128)[0]
+    picture[:8, :8] = 2  # what the fake counts by, at half size
+    found = source(picture)
+    assert len(found.scores) == 2
+    np.testing.assert_allclose(found.boxes[0], [0, 0, 20, 20])
+    assert gpu.seen[-1].shape == (1, 96, 64, 3)
+    with pytest.raises(ValueError, match=r"d0\.plan.*\[96, 256\]"):
+        open_sources(path, 640)
+
+
+def test_a_damaged_plan_of_a_repository_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = install(monkeypatch)
+    stored = store_plan(gpu, write_gpu_repository(tmp_path / "models"), "d0-fp16")
+    assert [source.long_side for source in open_sources(stored.path, 64)] == [64]
+    stored.path.write_bytes(stored.path.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"d0-fp16.*\.plan has \d+ bytes"):
+        open_sources(stored.path, 64)
 
 
 # --- a running service ----------------------------------------------------------------------------

@@ -52,6 +52,12 @@ def lively(config: DetectorConfig, crowd: npt.NDArray[np.uint8]) -> Detector:
 def checkpoint(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`detector` as `python -m training train` would have saved it."""
     path = tmp_path_factory.mktemp("run") / "last.pt"
+    detector_checkpoint(detector, path)
+    return path
+
+
+def detector_checkpoint(detector: Detector, path: Path) -> None:
+    """Save a detector of `CONFIG` with some history."""
     config = dataclasses.replace(TrainConfig(recipe="scratch-cpu"), model=CONFIG)
     content = {
         "ema": detector.state_dict(),
@@ -59,4 +65,3 @@ def checkpoint(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> 
         "progress": {"images": 1234, "seconds": 360.0},
     }
     save(path, content)
-    return path

@@ -22,7 +22,7 @@ from export.onnx_graph import OPSET, export_onnx
 from export.quantize import quantize, worth_shipping
 from export.verify import compare_with_checkpoint, parity, verify_member
 from service.engines.base import Detections
-from service.engines.ort import OnnxCpuEngine
+from service.engines.ort import open_cpu
 from service.repository.manifest import Accuracy, Thresholds
 from service.repository.store import load_manifest
 from training.models.detector import Detector, normalize
@@ -49,7 +49,7 @@ def test_parity_at_several_sizes_and_in_a_batch(
     detector: Detector = request.getfixturevalue(kind)
     path = tmp_path / "graph.onnx"
     save_onnx(export_onnx(detector, Thresholds(), nms, half=False), path)
-    engine = OnnxCpuEngine("tiny", path)
+    engine = open_cpu("tiny", path)
     for height, width in [(256, 320), (480, 384), (320, 320)]:
         batch = np.stack([crowd[:height, :width], crowd[200 : 200 + height, 100 : 100 + width]])
         with torch.no_grad():
@@ -182,7 +182,7 @@ def test_int8_keeps_the_contract_and_quantises_the_backbone(repository: Path, cr
     assert kinds.count("DequantizeLinear") > kinds.count("Conv") / 2
     path = tmp_path / "int8.onnx"
     save_onnx(model, path)
-    found, alone = OnnxCpuEngine("tiny-int8", path).run(np.stack([crowd[:320, :320]] * 2))
+    found, alone = open_cpu("tiny-int8", path).run(np.stack([crowd[:320, :320]] * 2))
     np.testing.assert_allclose(found.scores, alone.scores, atol=1e-6)
     assert len(found.scores) > 0
     assert (np.diff(found.scores) <= 0).all()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from export.__main__ import app
@@ -18,12 +19,13 @@ from export.half import compute_in_half
 from export.member import save_onnx
 from export.onnx_graph import export_onnx
 from export.verify import parity, verify_member
-from service.engines.ort import OnnxCpuEngine
+from service.engines.ort import open_cpu
 from service.repository.manifest import Thresholds
 from service.repository.store import load_manifest
 from training.models.detector import Detector
 
 Pixels = NDArray[np.uint8]
+SHIPPED = Path(__file__).parents[2] / "models" / "d0" / "d0.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +41,21 @@ def test_the_network_is_half_and_everything_around_it_is_not(full: onnx.ModelPro
         kind: {types.get(node.output[0]) for node in half.graph.node if node.op_type == kind}
         for kind in ("Conv", "Relu", "MaxPool", "Exp", "Sigmoid", "TopK", "Div", "Sub", "Min", "Max")
     }
-    for kind in ("Conv", "Relu", "MaxPool"):
+    for kind in ("Conv", "MaxPool"):
         assert made[kind] == {TensorProto.FLOAT16}, kind
+    assert made["Relu"] == {TensorProto.FLOAT16, TensorProto.FLOAT}  # those of NMS
     for kind in ("Exp", "Sigmoid"):  # decoding and scores
         assert made[kind] == {TensorProto.FLOAT}, kind
     for kind in ("TopK", "Div", "Sub", "Min", "Max"):
         assert TensorProto.FLOAT16 not in made[kind], kind
+    # No map is cast for its shape alone.
+    readers: dict[str, set[str]] = {}
+    for node in half.graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    casts = [n for n in half.graph.node if n.op_type == "Cast" and types.get(n.input[0]) == TensorProto.FLOAT16]
+    assert casts
+    assert not any(readers[node.output[0]] == {"Shape"} for node in casts)
     # Down to half precision once, behind normalisation, and never again: all else would be lost accuracy.
     down = [
         node for node in half.graph.node
@@ -62,7 +73,7 @@ def test_half_precision_finds_what_full_precision_finds(full: onnx.ModelProto, c
     engines = {}
     for name, model in (("full", full), ("half", compute_in_half(full))):
         save_onnx(model, tmp_path / f"{name}.onnx")
-        engines[name] = OnnxCpuEngine(name, tmp_path / f"{name}.onnx", threads=1)
+        engines[name] = open_cpu(name, tmp_path / f"{name}.onnx", threads=1)
     for height, width in ((256, 320), (320, 256)):
         batch = np.ascontiguousarray(crowd[None, :height, :width])
         ours, reference = (engines[name].run(batch)[0] for name in ("half", "full"))
@@ -101,6 +112,29 @@ def test_the_command_adds_a_variant_to_the_same_checkpoints_manifest(checkpoint:
     assert not models.exists()
 
 
+def test_a_shipped_file_makes_the_same_half_form_as_its_checkpoint(
+    checkpoint: Path, crowd: Pixels, tmp_path: Path
+) -> None:
+    models, run = tmp_path / "models", CliRunner()
+    folder = models / "tiny"
+    base = ["--member", "tiny", "--repository", str(models)]
+    for precision in ("fp32", "fp16"):
+        assert run.invoke(app, ["onnx", str(checkpoint), *base, "--precision", precision]).exit_code == 0
+    (folder / "tiny-fp16.onnx").rename(folder / "before.onnx")
+    result = run.invoke(app, ["onnx", str(folder / "tiny.onnx"), *base, "--precision", "fp16"])
+    assert result.exit_code == 0, result.output
+    assert verify_member(folder) == []
+    batch = np.ascontiguousarray(crowd[None, :256, :320])
+    ours, theirs = (open_cpu(n, folder / f"{n}.onnx", threads=1).run(batch)[0] for n in ("tiny-fp16", "before"))
+    found = parity(ours, theirs)
+    assert found.compared > 50
+    assert found.unmatched == 0
+    for path, more in ((folder / "tiny.onnx", ["--precision", "fp32"]), (folder / "before.onnx", [])):
+        refused = run.invoke(app, ["onnx", str(path), *base, "--precision", "fp16", *more])
+        assert refused.exit_code == 2
+        assert "fp16 form of the member that ships it" in refused.output
+
+
 def test_a_half_graph_keeps_the_contract(full: onnx.ModelProto, tmp_path: Path) -> None:
     from export.member import describe_file
     from export.onnx_graph import OPSET
@@ -114,3 +148,43 @@ def test_a_half_graph_keeps_the_contract(full: onnx.ModelProto, tmp_path: Path) 
     manifest = manifest.model_copy(update={"input_sizes": sizes})
     assert contract_faults(path, describe_file(path, "half", "fp16", "plain", OPSET), manifest) == []
     assert verify_member(tmp_path / "models" / "d0") == []
+
+
+@pytest.fixture(scope="module")
+def shipped(crowd: Pixels) -> Detector:
+    """D0 with the weights that are shipped."""
+    from training.engine.warm_start import load_exported
+    from training.models.detector import DetectorConfig, build_detector, normalize
+
+    detector = build_detector(DetectorConfig())
+    pixels = torch.from_numpy(np.ascontiguousarray(crowd[:256, :320])).permute(2, 0, 1)[None]
+    load_exported(detector, SHIPPED, [normalize(pixels)])
+    return detector.eval()
+
+
+def test_the_shipped_weights_stay_far_from_half_precisions_limit(crowd: Pixels) -> None:
+    """Every map of the network, in float32 on a crowd, is at most a sixteenth of what float16 holds."""
+    model = onnx.load(SHIPPED)
+    names = [node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Add", "Relu", "Resize")]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    maps = session.run(names, {"images": crowd[None, :480, :640]})
+    assert len(maps) > 60
+    largest = max(float(np.abs(one).max()) for one in maps)
+    assert 10 < largest < np.finfo(np.float16).max / 16
+
+
+def test_the_shipped_weights_find_the_same_faces_in_half_precision(
+    shipped: Detector, crowd: Pixels, tmp_path: Path
+) -> None:
+    save_onnx(compute_in_half(export_onnx(shipped, Thresholds(), "plain", half=False)), tmp_path / "half.onnx")
+    picture = np.ascontiguousarray(crowd[None, :480, :640])
+    found = open_cpu("half", tmp_path / "half.onnx", threads=1).run(picture)[0]
+    reference = open_cpu("d0", SHIPPED, threads=1).run(picture)[0]
+    result = parity(found, reference)
+    assert result.compared >= 4
+    assert result.unmatched == 0
+    assert 0 < result.score < 0.01
+    assert result.box < 0.5
+    assert np.isfinite(found.boxes).all()
+    assert np.isfinite(found.scores).all()

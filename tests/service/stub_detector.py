@@ -33,6 +33,7 @@ class StubDetector:
 
     ready: bool = True
     status: str = "ready"
+    failure: str | None = None
     queue_length: int = 0
     variants: list[Any] = field(default_factory=list)
     error: Exception | None = None

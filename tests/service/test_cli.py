@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -152,6 +155,24 @@ def test_models_lists_what_is_there_and_names_what_is_damaged(picture: Path) -> 
     assert "64: 0.300, 128: 0.600" in listed.stdout
     (picture.parent / "models" / "d1" / "d1.onnx").write_bytes(b"x")
     assert "d1.onnx: 1 bytes" in refused(run("models"))
+
+
+def test_onnx_runtime_is_told_not_to_report_its_use() -> None:
+    """Before it is loaded: the libraries look once, then."""
+    probe = (
+        "import os, sys; sys.addaudithook(lambda event, args: event == 'import' and args[0] == 'onnxruntime'"
+        " and print(os.environ.get('ORT_DISABLE_TELEMETRY'))); import service.__main__"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    ended = subprocess.run(
+        [sys.executable, "-c", probe],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert set(ended.stdout.split()) == {"1"}
 
 
 def test_help_keeps_its_examples_on_lines_of_their_own() -> None:

@@ -30,6 +30,7 @@ class CountingEngine:
     """An engine that only counts, and takes `seconds` for each run."""
 
     kind = "counting"
+    max_batch: int | None = None
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.variant, self.seconds, self.runs = "v", seconds, 0

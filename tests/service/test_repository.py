@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.engines.base import EngineError
-from service.engines.ort import OnnxCpuEngine
+from service.engines.ort import open_cpu
 from service.repository import store
 from service.repository.manifest import InputSize, ModelFile
 from service.repository.store import RepositoryError, load_repository
@@ -107,7 +107,7 @@ def test_input_sizes_are_multiples_of_the_stride() -> None:
 
 
 def test_the_engine_answers_alone_and_in_batches(repository: Path) -> None:
-    engine = OnnxCpuEngine("d0", repository / "d0/d0.onnx", threads=1)
+    engine = open_cpu("d0", repository / "d0/d0.onnx", threads=1)
     engine.warm_up(64, 64)
     found = engine.run(np.zeros((3, 64, 128, 3), np.uint8))
     assert len(found) == 3
@@ -121,10 +121,10 @@ def test_the_engine_answers_alone_and_in_batches(repository: Path) -> None:
 def test_engine_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineError, match=r"bad\.onnx cannot be loaded"):
-        OnnxCpuEngine("bad", tmp_path / "bad.onnx")
+        open_cpu("bad", tmp_path / "bad.onnx")
 
 
 def test_a_failed_run_names_file_and_input(repository: Path) -> None:
-    engine = OnnxCpuEngine("d0", repository / "d0/d0.onnx", threads=1)
+    engine = open_cpu("d0", repository / "d0/d0.onnx", threads=1)
     with pytest.raises(EngineError, match=r"d0\.onnx failed on input \(1, 64\)"):
         engine.run(np.zeros((1, 64), np.uint8))

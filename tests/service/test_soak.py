@@ -108,7 +108,7 @@ class FaultyEngine:
 
     def __init__(self, engine: Engine, chance: random.Random) -> None:
         self._engine, self._chance = engine, chance
-        self.variant, self.kind = engine.variant, engine.kind
+        self.variant, self.kind, self.max_batch = engine.variant, engine.kind, engine.max_batch
 
     def run(self, images: NDArray[np.uint8]) -> list[Detections]:
         time.sleep(self._chance.choice((0.002, 0.004, 0.008, 0.06)))

@@ -13,7 +13,7 @@ from export.member import save_onnx
 from export.onnx_graph import export_onnx
 from export.verify import parity
 from service.engines.base import Detections
-from service.engines.ort import OnnxCpuEngine
+from service.engines.ort import open_cpu
 from service.repository.manifest import Thresholds
 from service.repository.store import load_manifest
 from training.engine import checkpoint
@@ -149,7 +149,7 @@ def test_a_shipped_member_goes_on_from_where_it_was(astronaut: np.ndarray) -> No
     with torch.no_grad():
         output = model.eval()(normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]))
     boxes, scores = postprocess(output, 320, 320, PostprocessConfig())[0]
-    served = OnnxCpuEngine("d0", ROOT / "models" / "d0" / "d0.onnx").run(picture[None])[0]
+    served = open_cpu("d0", ROOT / "models" / "d0" / "d0.onnx").run(picture[None])[0]
     result = parity(served, Detections(boxes.numpy(), scores.numpy()))
     assert result.compared >= 1
     assert result.unmatched == 0

@@ -97,10 +97,11 @@ def _stages_of_member(path: Path) -> list[dict[str, Any]]:
     return [stage(made.recipe, made.images_seen, made.train_hours * 3600)]
 
 
-def load_exported(detector: Detector, path: Path, pictures: Iterable[Tensor]) -> None:
+def load_exported(detector: Detector, path: Path, pictures: Iterable[Tensor] | None) -> None:
     """Give `detector` the weights of an exported file of the same architecture, in place.
 
-    pictures: batches float [N, 3, H, W], normalised, over which the statistics of the norms are measured.
+    pictures: batches float [N, 3, H, W], normalised, over which the statistics of the norms are measured; None where
+    the detector is not to be trained, which then computes what the file does.
     Raises FileNotFoundError, and ValueError where the file is not a full-precision export of this architecture.
     """
     folded = _read_convolutions(path)
@@ -111,7 +112,8 @@ def load_exported(detector: Detector, path: Path, pictures: Iterable[Tensor]) ->
         _check(calls, folded, path)
         with torch.no_grad():
             scales = _assign(calls, folded)
-            _calibrate(detector, scales, pictures)
+            if pictures is not None:
+                _calibrate(detector, scales, pictures)
     finally:
         detector.train(was_training)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engines.base import Detections, EngineError
-from service.engines.ort import OnnxCpuEngine
+from service.engines.ort import open_cpu
 from service.letterbox import fitting_size, letterbox, to_original
 from service.repository.manifest import MANIFEST_NAME, InputSize
 from service.repository.store import RepositoryError, load_manifest
@@ -103,7 +103,7 @@ class OnnxSource(EngineSource):
         if sizes is not None and not sizes:
             raise ValueError(f"{name}: no input size of the asked long side")
         try:
-            engine = OnnxCpuEngine(name, path, threads)
+            engine = open_cpu(name, path, threads)
         except EngineError as error:
             raise ValueError(str(error)) from error
         super().__init__(engine, name, file_fingerprint(path), sizes)
@@ -212,7 +212,23 @@ def _from_checkpoint(path: Path, long_side: int | None, threads: int, device: st
 
 
 def _from_engine(path: Path, long_side: int | None) -> Source:
-    from training.evaluation.tensorrt import TensorRtEngine
+    from service.engines.tensorrt.engine import TensorRtEngine
+    from service.engines.tensorrt.plans import StoredPlan, damage
 
-    sizes = default_sizes(long_side) if long_side else None
-    return EngineSource(TensorRtEngine(path), path.stem, file_fingerprint(path), sizes)
+    manifest = path.parent / MANIFEST_NAME
+    plans = load_manifest(manifest).plans if manifest.is_file() else ()
+    listed = next((plan for plan in plans if (path.parent / plan.path) == path), None)
+    if listed is not None and (fault := damage(StoredPlan(listed, path))):
+        raise ValueError(fault)
+    try:
+        engine = TensorRtEngine(
+            path.stem, path, version_compatible=listed is not None and listed.version_compatible,
+            plugins=listed is not None and listed.nms != "plain",
+        )  # fmt: skip
+    except EngineError as error:
+        raise ValueError(str(error)) from error
+    sizes = [InputSize(height=extent.least[1], width=extent.least[2]) for extent in engine.extents]
+    if long_side is None or all(size.long_side != long_side for size in sizes):
+        known = sorted({size.long_side for size in sizes})
+        raise ValueError(f"{path} was built for fixed sizes; give a long side that it has: {known}")
+    return EngineSource(engine, path.stem, file_fingerprint(path), [s for s in sizes if s.long_side == long_side])

@@ -26,8 +26,9 @@ def level_anchors(height: int, width: int, stride: int, config: AnchorConfig, de
     """Anchors of one level, row by row: float32 [height * width, 4] as x1 y1 x2 y2 in input pixels."""
     side = config.size_factor * stride
     half_w, half_h = side / sqrt(config.ratio) / 2, side * sqrt(config.ratio) / 2
-    ys = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
-    xs = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
+    # Counted in whole numbers, as sizes are: exported, the ranges then need no sizes in floating point.
+    ys = (torch.arange(height, device=device).float() + 0.5) * stride
+    xs = (torch.arange(width, device=device).float() + 0.5) * stride
     cy, cx = torch.meshgrid(ys, xs, indexing="ij")
     boxes = torch.stack((cx - half_w, cy - half_h, cx + half_w, cy + half_h), dim=-1)
     return boxes.reshape(-1, 4)

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.engines`: every engine beside the others, with parity, time, memory, and the floor."""
