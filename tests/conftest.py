@@ -24,7 +24,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where there is no CUDA device; torch is imported only if there is such a test."""
+    """Skip what is marked `gpu` where there is no CUDA device."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_cuda():
         for item in marked:
@@ -32,11 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _has_cuda() -> bool:
+    from service.engines.base import EngineError
+    from service.engines.cuda import device
+
     try:
-        import torch
-    except ImportError:
+        return bool(device().name)
+    except EngineError:  # without cuda-bindings, a driver or a device
         return False
-    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,11 @@ def markdown(report: Report) -> str:
         + f"; Python {machine.python}; {packages}; {machine.date}; load average before: {machine.load:g}.",
     ]  # fmt: skip
     if report.contended:
-        lines += ["", "**Contended**: other work ran on this machine, so times are too long and p99 means little."]
+        lines += [
+            "",
+            "**Contended**: other work ran on this machine, so times are too long and p99 means little. A CPU's rates "
+            "were measured under the same load, so its floors are too high, and a time can even be below one.",
+        ]
     lines += [
         "",
         f"Pictures: {report.pictures}. Times are of a whole batch, from pictures in host memory to boxes in host "

@@ -272,12 +272,16 @@ def _stored(variant: Variant, cache: Path, place: _Place) -> StoredPlan:
 
 def _fault(variant: Variant, stored: StoredPlan, place: _Place) -> _UnavailableError | None:
     """Why a plan cannot be used, or None."""
+    from service.engines.tensorrt import api
     from service.engines.tensorrt.plans import damage, usable
 
     assert place.device is not None
     plan, file = stored.plan, variant.file
     capability, gpu = place.device.compute_capability, place.device.name
     reason: Reason | None = None
+    if not plan.version_compatible and not api.has_builder(place.trt):
+        why = f"{stored.path} needs the full TensorRT: the lean runtime runs plans built to be version-compatible"
+        return _UnavailableError("version_mismatch", why)
     # Each question is asked with the plan's own answer to the others, which tells what the sentence is about.
     if usable(plan, file, plan.tensorrt, plan.compute_capability, plan.gpu):
         reason = "no_plan"  # it is of another model
@@ -326,7 +330,11 @@ def _build(variant: Variant, cache: Path, why: _UnavailableError, place: _Place)
     _LOG.warning("%s; it is built now, which takes minutes", why.detail)
     gpu = place.device
     timing = timing_cache_file(engines_folder(cache), place.trt.__version__, gpu.compute_capability)
-    options = replace(default_options(variant.file, variant.manifest, timing), max_batch=place.settings.max_batch)
+    # Version-compatible, as `build-engines` makes them, so that an image with the lean runtime can take the plan over.
+    options = replace(
+        default_options(variant.file, variant.manifest, timing), max_batch=place.settings.max_batch,
+        version_compatible=True,
+    )  # fmt: skip
     status = BuildStatus(place.say, f"building {variant.name} for {gpu.name}")
     try:
         return make_plan(variant.path.parent, variant.file, options, cache, status, place.say, place.stop)
