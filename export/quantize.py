@@ -52,6 +52,8 @@ def quantize(
     The predictors are the last convolutions before scores and boxes, where eight bits cost most accuracy.
     pictures: `count` uint8 [h, w, 3] arrays, each letterboxed to `long_side` by `long_side`. gpu: in the form that
     TensorRT takes, from a graph with plain NMS; what lies between convolutions then keeps float32.
+
+    Weights have seven bits for CPUs: those without VNNI add two products of eight bits in sixteen, which overflows.
     """
     sizes = (InputSize(height=long_side, width=long_side),)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +64,8 @@ def quantize(
             str(prepared), str(out), _Pictures(pictures, count, sizes), quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"] if gpu else ["Conv", "Add", "Relu", "MaxPool"], per_channel=True,
             activation_type=QuantType.QInt8 if gpu else QuantType.QUInt8,
-            weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax, nodes_to_exclude=_tail(graph),
+            weight_type=QuantType.QInt8, reduce_range=not gpu, calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=_tail(graph),
             extra_options={
                 "CalibMovingAverage": True, "CalibMovingAverageConstant": 0.05, **(_FOR_GPUS if gpu else {}),
             },
