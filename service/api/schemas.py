@@ -73,7 +73,9 @@ class Model(BaseModel):
     member: str
     engine: str
     input: Size = Field(description="input size of the network that was run, in pixels")
-    ap50: float | None = Field(description="average precision at IoU 0.5 of this variant at this size, where measured")
+    ap50: float | None = Field(
+        description="average precision at IoU 0.5 at this size, of this variant or else of its float32 form"
+    )
     batch: int = Field(description="pictures that the engine ran together")
 
 

@@ -59,8 +59,7 @@ class ModelFile(_Strict):
     output `num_detections`: int32 [N]; `boxes`: float32 [N, max_detections, 4], x1 y1 x2 y2 in input pixels;
            `scores`: float32 [N, max_detections], descending; rows past the count are zero.
 
-    precision: what it computes in; weights_precision: what its file stores. `fp16` computes in half precision, which is
-    for GPUs: on a CPU it is no faster, and the CPU service leaves it out.
+    precision: what it computes in; weights_precision: what its file stores.
     """
 
     variant: Name
@@ -76,6 +75,12 @@ class ModelFile(_Strict):
     @classmethod
     def _stays_inside(cls, value: str) -> str:
         return _inside(value)
+
+    @property
+    def for_gpus(self) -> bool:
+        """Whether only GPUs are served with it: float16 is no faster on CPUs, and INT8 with plain NMS is quantised for
+        TensorRT."""
+        return self.precision == "fp16" or (self.precision == "int8" and self.nms == "plain")
 
 
 class Plan(_Strict):
@@ -219,8 +224,11 @@ class Manifest(_Strict):
         return self
 
     def ap50(self, variant: str, long_side: int) -> float | None:
-        """AP.50 of `variant` at `long_side` on the first data set listed, or None where it was not measured."""
-        for row in self.accuracy:
-            if row.variant == variant and row.long_side == long_side:
-                return row.ap50
+        """AP.50 of `variant` at `long_side` on the first data set listed; where it was not measured, that of the
+        member's float32 variant, and None without that."""
+        full = next((file.variant for file in self.files if file.precision == "fp32"), variant)
+        for name in (variant, full):
+            for row in self.accuracy:
+                if row.variant == name and row.long_side == long_side:
+                    return row.ap50
         return None

@@ -81,20 +81,15 @@ def load_repository(root: Path, untrained: bool = False) -> Repository:
 
 
 def for_cpu(repository: Repository) -> tuple[Repository, tuple[str, ...]]:
-    """What a CPU can serve, and the names of the variants left out, which are for GPUs: those that compute in float16,
-    and those in INT8 with plain NMS, which are quantised for TensorRT.
+    """What a CPU serves, and the names of the variants left out, which are for GPUs (`ModelFile.for_gpus`).
 
     Raises `RepositoryError` where nothing is left.
     """
-    kept = tuple(variant for variant in repository.variants if not _is_for_gpus(variant.file))
+    kept = tuple(variant for variant in repository.variants if not variant.file.for_gpus)
     if not kept:
         raise RepositoryError(f"{repository.root.absolute()} has only fp16 variants, for GPUs; export fp32 beside them")
-    left_out = tuple(variant.name for variant in repository.variants if _is_for_gpus(variant.file))
+    left_out = tuple(variant.name for variant in repository.variants if variant.file.for_gpus)
     return Repository(repository.root, kept), left_out
-
-
-def _is_for_gpus(file: ModelFile) -> bool:
-    return file.precision == "fp16" or (file.precision == "int8" and file.nms == "plain")
 
 
 def verify_file(path: Path, file: ModelFile) -> str | None:

@@ -116,6 +116,7 @@ def test_the_manifest_names_variants_and_sizes(tmp_path: Path) -> None:
     member.mkdir()
     constant_graph(member / "d0.onnx")
     constant_graph(member / "d0-int8.onnx")
+    constant_graph(member / "d0-fp16.onnx")
     manifest = {
         "member": "d0",
         "title": "t",
@@ -123,8 +124,9 @@ def test_the_manifest_names_variants_and_sizes(tmp_path: Path) -> None:
                          "gmacs_vga": 1},
         "input_sizes": [{"height": 320, "width": 320}, {"height": 640, "width": 640}],
         "files": [
-            {"variant": name, "path": f"{name}.onnx", "sha256": "0" * 64, "size_bytes": 1, "precision": "fp32",
-             "weights_precision": "fp32", "nms": "plain", "opset": 17} for name in ("d0", "d0-int8")
+            {"variant": name, "path": f"{name}.onnx", "sha256": "0" * 64, "size_bytes": 1, "precision": precision,
+             "weights_precision": "fp32", "nms": "plain", "opset": 17}
+            for name, precision in (("d0", "fp32"), ("d0-int8", "fp32"), ("d0-fp16", "fp16"))
         ],
         "provenance": {"recipe": "r", "data": "d", "images_seen": 1, "seed": 0, "hardware": "h", "train_hours": 1,
                        "finished": "2026-01-01"},
@@ -133,6 +135,7 @@ def test_the_manifest_names_variants_and_sizes(tmp_path: Path) -> None:
     assert [source.name for source in open_sources(member, 320)] == ["d0", "d0-int8"]
     assert [source.name for source in open_sources(tmp_path, 640)] == ["d0", "d0-int8"]
     assert [source.name for source in open_sources(member / "d0-int8.onnx", 640)] == ["d0-int8"]
+    assert [source.name for source in open_sources(member / "d0-fp16.onnx", 640)] == ["d0-fp16"]  # for GPUs, but named
     with pytest.raises(ValueError, match=r"long side 480.*\[320, 640\]"):
         open_sources(member, 480)
     (member / "manifest.json").write_text("{}")

@@ -33,6 +33,16 @@ def test_a_whole_repository_loads(repository: Path) -> None:
     assert loaded.variants[0].manifest.ap50("d0", 640) is None
 
 
+def test_a_form_that_was_not_measured_counts_as_the_full_one(repository: Path) -> None:
+    manifest = load_repository(repository).variants[0].manifest
+    half = manifest.files[0].model_copy(update={"variant": "d0-fp16", "precision": "fp16"})
+    whole = manifest.model_copy(update={"files": (*manifest.files, half)})
+    assert whole.ap50("d0-fp16", 128) == 0.6
+    own = manifest.accuracy[0].model_copy(update={"variant": "d0-fp16", "long_side": 128, "ap50": 0.5})
+    assert whole.model_copy(update={"accuracy": (*manifest.accuracy, own)}).ap50("d0-fp16", 128) == 0.5
+    assert whole.ap50("d0-fp16", 640) is None
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [

@@ -149,7 +149,7 @@ def file_fingerprint(*paths: Path) -> str:
 def open_sources(where: Path | str, long_side: int | None, threads: int = 0, device: str | None = None) -> list[Source]:
     """Every detector behind a path or an address, at one long side, or at the pictures' own sizes (None).
 
-    where: a model repository or a folder of it (every variant), an exported `.onnx` file (the variant that the
+    where: a model repository or a folder of it (every variant for CPUs), an exported `.onnx` file (the variant that the
     manifest beside it names, or the file by itself at `default_sizes`), a checkpoint `.pt`, an engine of TensorRT
     (`.engine`, `.plan`), or the address of a running service (a string; see `remote.open_service`).
     Raises FileNotFoundError, ConnectionError or ValueError that says what was looked for.
@@ -190,7 +190,8 @@ def _from_manifest(path: Path, long_side: int | None, threads: int, only: str | 
         manifest = load_manifest(path)
     except RepositoryError as error:
         raise ValueError(str(error)) from error
-    files = [file for file in manifest.files if only is None or Path(file.path).name == only]
+    # What is named is run, wherever it belongs; of a whole member only what its kind of machine is served with.
+    files = [f for f in manifest.files if (not f.for_gpus if only is None else Path(f.path).name == only)]
     sizes = None if long_side is None else tuple(s for s in manifest.input_sizes if s.long_side == long_side)
     if files and sizes == ():
         known = sorted({size.long_side for size in manifest.input_sizes})
