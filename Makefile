@@ -73,7 +73,7 @@ $(SERVE_VENV)/.ready-tensorrt: $(SERVE_VENV)/.ready
 	@touch $@
 
 define need_gpu
-	@command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU || { \
+	@command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep GPU >/dev/null || { \
 	  echo "An engine is built on the GPU that will run it, and nvidia-smi shows none here. Install NVIDIA's driver (580 or newer)." >&2; exit 1; }
 endef
 
@@ -150,11 +150,12 @@ bench-training: $(VENV)/.ready ## How fast D0 trains on DATA on this machine, an
 gpu-report: $(VENV)/.ready ## All that waits for an NVIDIA GPU: engines, figures, tests (docs/engines.md says what to install)
 	$(need_gpu)
 	@rm -rf build/gpu/models && mkdir -p build/gpu && cp -r models build/gpu/models
-	@$(PY) -m export onnx build/gpu/models/d0/d0.onnx --member d0 --precision fp16 --repository build/gpu/models
 	@$(PY) -m export tensorrt d0 --repository build/gpu/models --sizes 480x640 --max-batch 16 || \
 	  echo "TensorRT is left out of the report, for the reason above" >&2
 	@$(PY) -m benchmarks.engines $(if $(wildcard $(DATA)),--data "$(DATA)") --repository build/gpu/models \
 	  --trace build/gpu/trace $(ARGS)
+	@$(if $(wildcard $(DATA)),$(PY) -m export nms d0 --data "$(DATA)" --photos 9 --long-sides 640 --out benchmarks/results/nms-gpu.json,\
+	  echo "What an iteration of NMS takes is left out: there are no photos in $(DATA)" >&2)
 	@$(PY) -m pytest -m gpu
 
 .PHONY: train

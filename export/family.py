@@ -21,7 +21,7 @@ from export.staging import Score, Stage, finished
 from export.verify import Parity, compare_with_checkpoint, compare_with_detector, contract_faults, verify_member
 from service.repository.manifest import MANIFEST_NAME, Accuracy, Manifest, Thresholds
 from service.repository.store import load_manifest, sha256_of
-from training.engine.checkpoint import load
+from training.engine.checkpoint import load, load_detector
 from training.evaluation.detections import read_split
 from training.supernet.path import SinglePath
 
@@ -146,7 +146,16 @@ def _graph(stage: Stage, job: Job, options: Options, say: Say) -> None:
 def _fp16(stage: Stage, job: Job, options: Options, say: Say) -> None:
     assert job.checkpoint is not None
     say(f"{job.member}: exporting in float16")
-    export_checkpoint(job.checkpoint, job.member, stage.folder, "fp16", "plain", options.data_note, job.origin)
+    manifest = export_checkpoint(
+        job.checkpoint, job.member, stage.folder, "fp16", "plain", options.data_note, job.origin
+    )
+    file = next(file for file in manifest.files if file.precision == "fp16")
+    path, (detector, _) = stage.folder / file.path, load_detector(job.checkpoint)
+    # On this CPU, which computes in float16 slowly, and so at one long side.
+    if faults := contract_faults(path, file, manifest, long_side=_PARITY_SIDE):
+        raise ValueError("; ".join(faults))
+    result = compare_with_detector(path, file.variant, detector, _pictures(options), _PARITY_SIDE)
+    say(f"{file.variant}: {_checked(job.member, result)}")
 
 
 def _verify(stage: Stage, job: Job, options: Options, say: Say) -> None:
@@ -218,10 +227,10 @@ def _score(stage: Stage, variant: str, path: Path, side: int, options: Options, 
 
 
 def _accuracy(stage: Stage, job: Job, options: Options, say: Say) -> None:
-    """AP of what a CPU serves at every long side. What computes in float16 is not measured on a CPU."""
+    """AP of what a CPU serves at every long side. What is for GPUs is not measured on a CPU."""
     manifest = _manifest(stage)
     rows = []
-    for file in (file for file in manifest.files if file.precision != "fp16"):
+    for file in (file for file in manifest.files if not file.for_gpus):
         for side in options.long_sides:
             found = _score(stage, file.variant, stage.folder / file.path, side, options, say)
             rows.append(

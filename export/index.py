@@ -25,13 +25,15 @@ UNSHIPPED, WHY = ".unshipped", "WHY.txt"
 
 
 class VariantEntry(BaseModel):
-    """ap50: by long side, of the first data set that the manifest lists; dataset: its name and split."""
+    """ap50: by long side, of the first data set that the manifest lists; dataset: its name and split; plans: what each
+    of TensorRT's plans of it was built for."""
 
     variant: str
     precision: str
     mib: float
     dataset: str
     ap50: dict[int, float]
+    plans: list[str]
 
 
 class MemberEntry(BaseModel):
@@ -102,6 +104,7 @@ def lines(index: Index) -> list[str]:
             scores = ", ".join(f"{side}: {ap50:.3f}" for side, ap50 in one.ap50.items())
             measured = f"AP.50 on {one.dataset} by long side: {scores}" if scores else "AP not measured"
             text.append(f"  {one.variant:12} {one.precision}  {one.mib:6.1f} MiB  {measured}")
+            text += [f"    plan for {plan}" for plan in one.plans]
     text += [f"{one.member:4} {one.single_path}; {one.reason}" for one in index.absent]
     return text
 
@@ -117,6 +120,10 @@ def _entry(manifest: Manifest) -> MemberEntry:
                 variant=file.variant, precision=file.precision, mib=round(file.size_bytes / 2**20, 1),
                 dataset=f"{rows[0].dataset}/{rows[0].split}" if rows else "",
                 ap50={row.long_side: row.ap50 for row in sorted(first, key=lambda row: row.long_side)},
+                plans=[
+                    f"TensorRT {plan.tensorrt} on {plan.gpu}, batches to {plan.max_batch}"
+                    for plan in manifest.plans if plan.variant == file.variant
+                ],
             )
         )  # fmt: skip
     return MemberEntry(

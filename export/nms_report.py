@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from export.member import input_sizes
 from export.nms import DEFAULT_ITERATIONS, greedy_nms, step, suppressions
+from service.engines.base import EngineError
 from service.letterbox import fitting_size, letterbox
 from service.profiling import machine_name
 from service.repository.manifest import Thresholds
@@ -28,6 +29,7 @@ CANDIDATES = ["candidate_boxes", "candidate_scores"]
 TRIED = (2, 4, 6, 8, 10, 12, 16)
 _GRIDS = (2, 3)  # mosaics of 2 x 2 and 3 x 3 photos
 _RUNS = 25
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 Pixels = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
@@ -91,8 +93,8 @@ class Row(BaseModel):
 
 
 class Cost(BaseModel):
-    """NMS alone on one picture, in milliseconds of one CPU thread (medians): `fixed_ms` for the overlaps and what
-    follows, `iteration_ms` for each iteration, `operator_ms` for ONNX's NonMaxSuppression in its place."""
+    """NMS alone on one picture, in milliseconds (medians): `fixed_ms` for the overlaps and what follows,
+    `iteration_ms` for each iteration, `operator_ms` for ONNX's NonMaxSuppression in its place."""
 
     candidates: int
     runs: int
@@ -103,7 +105,9 @@ class Cost(BaseModel):
 
 
 class Report(BaseModel):
-    """load: the machine's load average before; iterations: what the exporter builds in."""
+    """load: the machine's load average before; iterations: what the exporter builds in. cost: of one CPU thread;
+    gpu: its name where there is one, gpu_cost: on its clock, copies in and out within `fixed_ms`; gpu_absent: why there
+    is none."""
 
     date: str
     hardware: str
@@ -117,6 +121,9 @@ class Report(BaseModel):
     score: float
     rows: list[Row]
     cost: Cost
+    gpu: str = ""
+    gpu_cost: Cost | None = None
+    gpu_absent: str = ""
 
 
 def crowded_scenes(data: Path, splits: Sequence[str], count: int) -> list[Scene]:
@@ -257,20 +264,33 @@ def measure(
     return rows, fullest
 
 
-def cost_of(found: Found, limits: Thresholds, runs: int = _RUNS) -> Cost:
-    """Time the NMS of one picture on ONNX Runtime's CPU provider, one thread, without the network before it."""
+def cost_of(found: Found, limits: Thresholds, runs: int = _RUNS, provider: str = _CPU) -> Cost:
+    """Time the NMS of one picture on a provider of ONNX Runtime, without the network before it: one thread of a CPU,
+    or a GPU (**which has never been done**: none was at hand). Raises `EngineError` where the provider does not start.
+    """
     boxes, scores = found.boxes[None], found.scores[None]
     # Both with iterations: without any, nobody asks for the overlaps, and they are not computed.
     once, twice = (
-        _median_ms(_plain_tail(limits, count, boxes, scores), boxes, scores, runs)
+        _median_ms(_plain_tail(limits, count, boxes, scores), boxes, scores, runs, provider)
         for count in (DEFAULT_ITERATIONS, 2 * DEFAULT_ITERATIONS)
     )
     slope = (twice - once) / DEFAULT_ITERATIONS
     return Cost(
         candidates=int((found.scores > limits.score).sum()), runs=runs,
         fixed_ms=round(once - DEFAULT_ITERATIONS * slope, 2), iteration_ms=round(slope, 3), chosen_ms=round(once, 2),
-        operator_ms=round(_median_ms(_operator_tail(limits), boxes, scores, runs), 2),
+        operator_ms=round(_median_ms(_operator_tail(limits), boxes, scores, runs, provider), 2),
     )  # fmt: skip
+
+
+def gpu_cost(found: Found, limits: Thresholds) -> dict[str, Any]:
+    """The fields of a `Report` about the GPU."""
+    from service.engines.cuda import device
+
+    try:
+        name = device().name
+        return {"gpu": name, "gpu_cost": cost_of(found, limits, provider=_CUDA)}
+    except EngineError as error:
+        return {"gpu_absent": str(error)}
 
 
 def _plain_tail(limits: Thresholds, iterations: int, boxes: Boxes, scores: Boxes) -> bytes:
@@ -308,20 +328,29 @@ def _operator_tail(limits: Thresholds) -> bytes:
     return content
 
 
-def _session(model: bytes) -> Any:
+def _session(model: bytes, provider: str = _CPU) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    if provider not in ort.get_available_providers():
+        raise EngineError(f"the installed onnxruntime {ort.__version__} has no {provider}")
+    if provider != _CPU:
+        ort.preload_dlls()
+    session = ort.InferenceSession(model, options, providers=list(dict.fromkeys((provider, _CPU))))
+    if provider not in session.get_providers():  # it would quietly be the CPU that is timed
+        raise EngineError(f"ONNX Runtime {ort.__version__} could not start its {provider}")
+    return session
 
 
-def _median_ms(model: bytes, boxes: Boxes, scores: Boxes, runs: int) -> float:
-    session = _session(model)
+def _median_ms(model: bytes, boxes: Boxes, scores: Boxes, runs: int, provider: str) -> float:
+    session = _session(model, provider)
+    # On a CPU the time of this process alone, whatever else the machine does.
+    clock = time.process_time if provider == _CPU else time.perf_counter
     samples = []
     for _ in range(runs + 2):
-        began = time.process_time()  # of this process alone, whatever else the machine does
+        began = clock()
         session.run(None, dict(zip(CANDIDATES, (boxes, scores), strict=True)))
-        samples.append((time.process_time() - began) * 1e3)
+        samples.append((clock() - began) * 1e3)
     return float(np.median(samples[2:]))
 
 
@@ -336,5 +365,5 @@ def build_report(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), hardware=machine_name(),
         onnxruntime=ort.__version__, load=round(load, 2), data=data.resolve().name, splits=list(splits),
         scenes=len(scenes), iterations=DEFAULT_ITERATIONS, iou=limits.nms_iou, score=limits.score, rows=rows,
-        cost=cost_of(fullest, limits),
+        cost=cost_of(fullest, limits), **gpu_cost(fullest, limits),
     )  # fmt: skip

@@ -97,7 +97,7 @@ def compared_size(manifest: Manifest) -> InputSize:
 
 def _scored(manifest: Manifest, dataset: str, split: str) -> list[tuple[str, float]]:
     """(variant, AP.50) of what a CPU can serve and was measured on these photos at `LONG_SIDE`."""
-    served = {file.variant for file in manifest.files if file.precision != "fp16"}
+    served = {file.variant for file in manifest.files if not file.for_gpus}
     return [
         (row.variant, row.ap50)
         for row in manifest.accuracy

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from export.member import input_sizes
 from service.engines.base import Detections
 from service.engines.ort import open_cpu
+from service.engines.tensorrt.plans import StoredPlan, damage
 from service.letterbox import fitting_size, letterbox
 from service.repository.manifest import Manifest, ModelFile
 from service.repository.store import load_manifest, verify_file
@@ -37,13 +38,15 @@ class Parity:
 
 
 def verify_member(folder: Path) -> list[str]:
-    """Every fault of one member's folder, as sentences; an empty list means that it can be served."""
+    """Every fault of one member's folder, as sentences; an empty list means that it can be served. Of TensorRT's plans
+    the hash alone is checked, since each runs on one kind of GPU."""
     manifest = load_manifest(folder / "manifest.json")
     faults = []
     for file in manifest.files:
         fault = verify_file(folder / file.path, file)
         faults += [fault] if fault else contract_faults(folder / file.path, file, manifest)
-    return faults
+    broken = (damage(StoredPlan(plan, folder / plan.path)) for plan in manifest.plans)
+    return [*faults, *(fault for fault in broken if fault)]
 
 
 def contract_faults(path: Path, file: ModelFile, manifest: Manifest, long_side: int | None = None) -> list[str]:

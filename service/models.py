@@ -176,12 +176,13 @@ def load_models(
     path = folder / f"profile-{key[:16]}.json"
     pairs = [(one.variant.name, size) for one in chosen.opened for size in one.variant.manifest.input_sizes]
     profile = profiling.read_profile(path, key, pairs)
+    stored = profile is not None
     if profile is None:
         work = [(one.engine, one.variant.manifest.input_sizes) for one in chosen.opened]
         profile = profiling.measure(work, key, _PROFILE_SECONDS, say, settings.max_batch)
         profiling.write_profile(path, profile)
-    else:
-        for one in chosen.opened:
+    for one in chosen.opened:
+        if stored or one.engine.kind != CPU_KIND:
             say(f"warming up {one.variant.name}")
             _warm_up(one.engine, one.variant, profile)
     return Models(loaded, profile, folder / f"correction-{key[:16]}.json", clock)
@@ -196,9 +197,14 @@ def _profile_key(chosen: Selection, settings: Settings) -> str:
 
 
 def _warm_up(engine: Engine, variant: Variant, profile: profiling.Profile) -> None:
-    """One run on a CPU; on a GPU one of each size and batch, whose first run costs many times what the others do."""
-    sizes = [(t.height, t.width, t.batch) for t in profile.timings if t.variant == variant.name]
-    for height, width, batch in sizes[:1] if engine.kind == CPU_KIND else sizes:
+    """One run on a CPU; on a GPU one of each size and batch that requests may meet, those between the measured ones
+    included, since the first run costs many times what the others do."""
+    most: dict[tuple[int, int], int] = {}
+    for t in profile.timings:
+        if t.variant == variant.name:
+            most[t.height, t.width] = max(most.get((t.height, t.width), 1), t.batch)
+    every = [(height, width, batch) for (height, width), last in most.items() for batch in range(1, last + 1)]
+    for height, width, batch in every[:1] if engine.kind == CPU_KIND else every:
         engine.warm_up(height, width, batch)
 
 

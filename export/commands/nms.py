@@ -22,7 +22,8 @@ def nms(
     long_sides: Annotated[str, typer.Option(help="Long sides of the input.")] = "320,480,640,960",
     out: Annotated[Path | None, typer.Option(help="Also write the report here, as JSON.")] = None,
 ) -> None:
-    """Count the iterations that Cluster-NMS needs, compare fewer with greedy NMS, and time it on this CPU."""
+    """Count the iterations that Cluster-NMS needs, compare fewer with greedy NMS, and time it on the CPU and, where
+    there is one, on the GPU."""
     with reported("stopped; nothing was written"):
         from export.nms_report import build_report
         from training.files import write_json
@@ -66,9 +67,12 @@ def _print(report: Report) -> None:
                     f"  {short.iterations} iterations: {short.pictures} of {row.pictures} pictures differ, "
                     f"{short.extra} boxes too many and {short.missing} too few"
                 )
-    cost = report.cost
-    typer.echo(
-        f"NMS of one picture with {cost.candidates} candidates, one thread: {cost.fixed_ms:.1f} ms and "
-        f"{cost.iteration_ms:.2f} ms an iteration, so {cost.chosen_ms:.1f} ms with {report.iterations}; ONNX's "
-        f"NonMaxSuppression takes {cost.operator_ms:.1f} ms"
-    )
+    for where, cost in (("one CPU thread", report.cost), (report.gpu, report.gpu_cost)):
+        if cost is not None:
+            typer.echo(
+                f"NMS of one picture with {cost.candidates} candidates, {where}: {cost.fixed_ms:.1f} ms and "
+                f"{cost.iteration_ms:.2f} ms an iteration, so {cost.chosen_ms:.1f} ms with {report.iterations}; ONNX's "
+                f"NonMaxSuppression takes {cost.operator_ms:.1f} ms"
+            )
+    if report.gpu_absent:
+        typer.echo(f"not timed on a GPU: {report.gpu_absent}")

@@ -24,7 +24,9 @@ def tensorrt(
     member: Annotated[str, typer.Argument(help="A member's name, such as d0, or all.")],
     repository: Repo = Path("models"),
     variant: Annotated[str, typer.Option(help="Only this one, such as d0-fp16; by default what is in fp16.")] = "",
-    sizes: Annotated[str, typer.Option(help="Input sizes such as 480x640,640x640; by default all of it.")] = "",
+    sizes: Annotated[
+        str, typer.Option(help="Input sizes such as 480x640,640x640; by default all, which the service wants.")
+    ] = "",
     max_batch: Annotated[int, typer.Option(min=1, help="Pictures a run.")] = 8,
     opt_batch: Annotated[int, typer.Option(min=0, help="Batch to tune for; 0 takes half of the largest.")] = 0,
     level: Annotated[int, typer.Option(min=0, max=5, help="0 builds fastest, 5 searches longest.")] = 3,
@@ -174,6 +176,6 @@ def _cut(path: Path, folder: Path) -> Path:
 def _accuracy(manifest: Manifest, file: ModelFile) -> str:
     rows = [row for row in manifest.accuracy if row.variant == file.variant]
     if not rows:
-        return f"the accuracy of {file.variant} was never measured"
+        return f"its accuracy was never measured: python -m export accuracy {manifest.member}"
     row = min(rows, key=lambda one: abs(one.long_side - 640))
     return f"AP.50 {row.ap50:.4f} at {row.long_side} on {row.dataset} ({row.split}), of the ONNX file, not of the plan"

@@ -74,7 +74,7 @@ class Model(BaseModel):
     engine: str
     input: Size = Field(description="input size of the network that was run, in pixels")
     ap50: float | None = Field(
-        description="average precision at IoU 0.5 at this size, of this variant or else of its float32 form"
+        description="average precision at IoU 0.5 at this size, where measured; of float16 that of its float32 form"
     )
     batch: int = Field(description="pictures that the engine ran together")
 

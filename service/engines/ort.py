@@ -25,6 +25,12 @@ OUTPUTS = ("num_detections", "boxes", "scores")
 CPU_KIND, CUDA_KIND = "onnxruntime-cpu", "onnxruntime-cuda"
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
+# Of the arena, of the arena at its limit (`gpu_mem_limit`), of C++, and of cuDNN and cuBLAS.
+_MEMORY_RAN_OUT = (
+    "Failed to allocate memory", "is smaller than requested bytes", "bad_alloc", "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+)  # fmt: skip
+
 _Run = Callable[[NDArray[np.uint8]], Sequence[NDArray[Any]]]
 
 
@@ -169,7 +175,7 @@ def _failure(error: Exception, message: str) -> EngineError:
     codes = {int(code) for code in re.findall(r"CUDA failure (\d+)", text)}
     if codes & set(LASTING.values()):
         return DeviceLostError(message)
-    if isinstance(error, MemoryError) or 2 in codes or "Failed to allocate memory" in text or "bad_alloc" in text:
+    if isinstance(error, MemoryError) or 2 in codes or any(words in text for words in _MEMORY_RAN_OUT):
         return OutOfMemoryError(message)
     return EngineError(message)
 

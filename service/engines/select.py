@@ -144,11 +144,12 @@ def _look_around(settings: Settings, say: Callable[[str], None], stop: threading
     from service.engines.tensorrt import api
 
     place = _Place(settings, say, stop)
+    reason: Reason = "no_library"
     try:
         cuda.runtime()
+        reason = "no_device"
         place.device = cuda.device()
     except EngineError as error:
-        reason: Reason = "no_library" if "cuda-bindings, which" in str(error) else "no_device"
         place.missing = dict.fromkeys((TENSORRT_KIND, CUDA_KIND), _UnavailableError(reason, str(error)))
         return place
     if not has_cuda():
@@ -211,11 +212,23 @@ def _on_cuda(variants: list[Variant], place: _Place) -> Opened:
     best = min(fitting, key=lambda v: (v.file.precision != "fp16", v.file.nms != "plain"))
     options = CudaOptions(memory_limit=place.settings.gpu_memory_limit_bytes or None)
     try:
-        return Opened(best, open_cuda(best.name, best.path, options), CUDA_KIND)
+        return Opened(best, _tried(open_cuda(best.name, best.path, options), best), CUDA_KIND)
     except OutOfMemoryError:
         raise
     except EngineError as error:
         raise _UnavailableError("load_failed", str(error)) from error
+
+
+def _tried(engine: Engine, variant: Variant) -> Engine:
+    """`engine`, after a picture of the largest size: libraries that do not fit the GPU, and memory that does not
+    suffice, show at the first run and not before. Raises `EngineError`, the engine closed."""
+    largest = max(variant.manifest.input_sizes, key=lambda size: size.height * size.width)
+    try:
+        engine.warm_up(largest.height, largest.width)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 def _on_tensorrt(variants: list[Variant], place: _Place) -> list[Opened]:
@@ -231,6 +244,12 @@ def _on_tensorrt(variants: list[Variant], place: _Place) -> list[Opened]:
             one = _from_plan(variant, _stored(variant, cache, place), place)
         except _UnavailableError as why:
             faults.append(why)
+            continue
+        except OutOfMemoryError as error:
+            if main is None:
+                _close(extra)
+                raise
+            _LOG.warning("%s is left out, as the GPU's memory does not suffice for it too: %s", variant.name, error)
             continue
         if variant.file.precision == "int8":
             extra.append(one)
@@ -308,11 +327,12 @@ def _from_plan(variant: Variant, stored: StoredPlan, place: _Place) -> Opened:
         engine = TensorRtEngine(
             variant.name, stored.path, version_compatible=plan.version_compatible, plugins=plan.nms != "plain"
         )
+        tried = _tried(engine, variant)
     except OutOfMemoryError:
         raise
     except EngineError as error:
         raise _UnavailableError("load_failed", str(error)) from error
-    return Opened(variant, engine, f"{TENSORRT_KIND} {place.trt.__version__} {plan.sha256}")
+    return Opened(variant, tried, f"{TENSORRT_KIND} {place.trt.__version__} {plan.sha256}")
 
 
 def _build(variant: Variant, cache: Path, why: _UnavailableError, place: _Place) -> StoredPlan:

@@ -224,10 +224,11 @@ class Manifest(_Strict):
         return self
 
     def ap50(self, variant: str, long_side: int) -> float | None:
-        """AP.50 of `variant` at `long_side` on the first data set listed; where it was not measured, that of the
-        member's float32 variant, and None without that."""
-        full = next((file.variant for file in self.files if file.precision == "fp32"), variant)
-        for name in (variant, full):
+        """AP.50 of `variant` at `long_side` on the first data set listed, or None where it was not measured. For a
+        float16 variant that of the member's float32 one stands in; INT8 costs accuracy, and so has none but its own."""
+        half = any(file.variant == variant and file.precision == "fp16" for file in self.files)
+        full = [file.variant for file in self.files if file.precision == "fp32"][:1] if half else []
+        for name in (variant, *full):
             for row in self.accuracy:
                 if row.variant == name and row.long_side == long_side:
                     return row.ap50

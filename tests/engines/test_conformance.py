@@ -10,7 +10,6 @@ was at hand.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +47,12 @@ class Bench:
 
     def __init__(self, shop: Workshop, case: Case) -> None:
         self.shop, self.case = shop, case
-        self.engine = cache(lambda mood: case.open(shop, mood))
-        self.reference = cache(lambda mood: reference(shop, mood))
+        self.opened: dict[str, Engine] = {}
+
+    def engine(self, mood: str) -> Engine:
+        if mood not in self.opened:
+            self.opened[mood] = self.case.open(self.shop, mood)
+        return self.opened[mood]
 
     def check(self, mood: str, images: Pixels, found: list[Detections]) -> None:
         """Compare with the reference, picture by picture."""
@@ -89,9 +92,8 @@ def check_form(found: Detections, height: int, width: int, mood: str) -> None:
 def bench(request: pytest.FixtureRequest, shop: Workshop) -> Iterator[Bench]:
     made = Bench(shop, request.param)
     yield made
-    for mood in (LIVELY, SILENT, CROWDED):
-        if made.engine.cache_info().currsize:
-            made.engine(mood).close()
+    for engine in made.opened.values():
+        engine.close()
 
 
 def fitted(pixels: Pixels, size: InputSize) -> Pixels:

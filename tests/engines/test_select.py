@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from service.engines.ort import CPU_KIND, CUDA_KIND, OnnxEngine, open_cpu
 from service.engines.select import REASONS, Selection, Step, gpu_suspected, open_engines
 from service.engines.tensorrt.build import BuildStoppedError
 from service.models import load_models
-from service.repository.store import RepositoryError, load_repository
+from service.repository.store import RepositoryError, Variant, load_repository
 from service.settings import EngineChoice, Settings
 from tests.engines.fake_cuda import Error
 from tests.engines.gpu_fakes import FakeGpu, install
@@ -156,14 +157,58 @@ def test_without_cuda_libraries_it_is_the_cpu(machine: Machine, monkeypatch: Pat
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("when", ["opened", "run"])
 @pytest.mark.parametrize("fault", ["out_of_memory", "load_failed"])
-def test_a_session_that_does_not_open_on_cuda(machine: Machine, monkeypatch: Patch, fault: str) -> None:
-    def refuse(*_: object) -> OnnxEngine:
-        raise (OutOfMemoryError if fault == "out_of_memory" else EngineError)("d0-fp16.onnx: cuDNN is not here")
+def test_a_session_that_does_not_open_or_run_on_cuda(
+    machine: Machine, monkeypatch: Patch, fault: str, when: str
+) -> None:
+    error = (OutOfMemoryError if fault == "out_of_memory" else EngineError)("d0-fp16.onnx: cuDNN is not here")
+    shapes = []
 
-    monkeypatch.setattr(select, "open_cuda", refuse)
+    def refuse(*_: object) -> OnnxEngine:
+        raise error
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        shapes.append(images.shape)
+        raise error
+
+    def refuse_later(variant: str, path: Path, cuda: object = None) -> OnnxEngine:
+        engine = _on_fake_cuda(variant, path)
+        monkeypatch.setattr(engine, "run", run)
+        return engine
+
+    monkeypatch.setattr(select, "open_cuda", refuse if when == "opened" else refuse_later)
     assert set(kinds(machine.open()).values()) == {CPU_KIND}
     assert [s.reason for s in machine.steps if s.to == CPU_KIND] == [fault, fault]
+    assert set(shapes) == ({(1, 128, 128, 3)} if when == "run" else set())  # the largest picture, before requests come
+
+
+def test_a_plan_that_loads_and_does_not_run_is_closed_again(machine: Machine, monkeypatch: Patch) -> None:
+    _plans()(machine, monkeypatch)
+    before = machine.gpu.cuda.free
+    machine.gpu.trt.execute_fails = True
+    assert kinds(machine.open()) == dict.fromkeys(HALVES, CUDA_KIND)
+    assert [s.reason for s in machine.steps] == ["load_failed"] * 2
+    assert machine.gpu.cuda.free == before
+
+
+def test_memory_that_does_not_suffice_for_int8_too_costs_int8_alone(
+    machine: Machine, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("d0-fp16", "d0-int8", "d1-fp16"):
+        store_plan(machine.gpu, machine.repository, name)
+    before, made = machine.gpu.cuda.free, select._from_plan
+
+    def refuse(variant: Variant, *rest: Any) -> select.Opened:
+        if variant.file.precision == "int8":
+            raise OutOfMemoryError("no memory for d0-int8")
+        return made(variant, *rest)
+
+    monkeypatch.setattr(select, "_from_plan", refuse)
+    assert kinds(machine.open()) == dict.fromkeys(HALVES, TENSORRT)
+    assert machine.steps == []
+    assert "d0-int8 is left out" in caplog.text
+    assert machine.gpu.cuda.free == before
 
 
 def test_no_device_means_the_cpu_for_all(

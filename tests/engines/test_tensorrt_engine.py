@@ -76,6 +76,23 @@ def test_one_copy_there_and_one_back_and_one_graph_a_size_and_batch(gpu: FakeGpu
     engine.close()
 
 
+def test_the_gpus_own_time_is_that_of_one_more_run(gpu: FakeGpu, tmp_path: Path) -> None:
+    engine = TensorRtEngine("d0", plan(gpu, tmp_path))
+    images = pictures(3, 1)
+    assert engine.device_ms(images) == 1.5
+    assert len(gpu.seen) == 2
+    np.testing.assert_array_equal(gpu.seen[1], images)
+    assert gpu.cuda.calls[-8:] == [
+        "cudaEventCreateWithFlags", "cudaEventRecord", "cudaGraphLaunch", "cudaEventRecord", "cudaEventSynchronize",
+        "cudaEventElapsedTime", "cudaEventDestroy", "cudaEventDestroy",
+    ]  # fmt: skip
+    gpu.cuda.fail["cudaEventSynchronize"] = Error.cudaErrorLaunchFailure
+    with pytest.raises(DeviceLostError, match=r"d0\.plan failed on input \(2, 64, 96, 3\)"):
+        engine.device_ms(images)
+    engine.close()
+    assert not gpu.cuda.handles
+
+
 def test_everything_is_given_back(gpu: FakeGpu, tmp_path: Path) -> None:
     before = gpu.cuda.free
     engine = TensorRtEngine("d0", plan(gpu, tmp_path))
@@ -156,6 +173,12 @@ def test_memory_that_runs_out(gpu: FakeGpu, tmp_path: Path) -> None:
     gpu.trt.context_fails = False
     assert len(engine.run(pictures(2))[0].scores) == 2
     engine.close()
+    said = "Requested amount of GPU memory (9 bytes) could not be allocated."
+    gpu.trt.recorder.behaviour["Runtime.deserialize_cuda_engine"] = lambda runtime, serialized_engine: gpu.trt.log(
+        runtime.fake_logger, said
+    )
+    with pytest.raises(OutOfMemoryError, match=r"d0\.plan does not fit into the GPU's memory: Requested amount"):
+        TensorRtEngine("d0", path)
 
 
 def test_a_run_that_fails_says_why_and_a_lost_device_is_one(gpu: FakeGpu, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ SIZES: tuple[InputSize, ...] = input_sizes()
 """Those that every member is exported for, as its manifest has them."""
 MAX_BATCH = 4
 
+INT8, INT8_FOR_GPUS = "int8", "int8-gpu"
+
 LIVELY, SILENT, CROWDED = "lively", "silent", "crowded"
 """Moods: faces all over the place; none, whatever it sees; so many that the output cannot hold them."""
 THRESHOLDS = {
@@ -57,9 +59,9 @@ class Workshop:
         return self._once(f"{mood}-{nms}-{precision}.onnx", write)
 
     def _model(self, mood: str, nms: str, precision: str) -> onnx.ModelProto:
-        if precision == "int8":
+        if precision in (INT8, INT8_FOR_GPUS):
             tiles = [np.ascontiguousarray(self.photo[y : y + 256, :256]) for y in (0, 256)]
-            return quantize(self.graph(mood, nms), iter(tiles), len(tiles), 320)
+            return quantize(self.graph(mood, nms), iter(tiles), len(tiles), 320, gpu=precision == INT8_FOR_GPUS)
         full = export_onnx(self.detector, THRESHOLDS[mood], nms, half=False)
         return compute_in_half(full) if precision == "fp16" else full
 
@@ -148,7 +150,7 @@ def _onnx_case(
     return Case(name, tolerance, lambda shop, mood: load(shop.graph(mood, nms, precision)), load)
 
 
-def _tensorrt_case(name: str, precision: str, tolerance: Tolerance) -> Case:
+def _tensorrt_case(name: str, precision: str, tolerance: Tolerance | None) -> Case:
     def open_plan(shop: Workshop, mood: str) -> Engine:
         return _tensorrt(_or_skip(lambda: shop.plan(mood, precision)))
 
@@ -173,13 +175,14 @@ CASES = [
     _onnx_case("onnxruntime-cpu, ONNX NMS", "onnx", "fp32", STRICT, _cpu),
     _onnx_case("onnxruntime-cpu, plain NMS", "plain", "fp32", STRICT, _cpu),
     _onnx_case("onnxruntime-cpu, bound as for CUDA", "onnx", "fp32", STRICT, _bound),
-    _onnx_case("onnxruntime-cpu, INT8", "onnx", "int8", None, _cpu),
+    _onnx_case("onnxruntime-cpu, INT8", "onnx", INT8, None, _cpu),
 ]  # fmt: skip
 GPU_CASES = [
     _onnx_case("onnxruntime-cuda, fp32", "plain", "fp32", STRICT, _cuda),
     _onnx_case("onnxruntime-cuda, fp16", "plain", "fp16", HALF, _cuda),
     _tensorrt_case("tensorrt, fp32", "fp32", STRICT),
     _tensorrt_case("tensorrt, fp16", "fp16", HALF),
+    _tensorrt_case("tensorrt, INT8", INT8_FOR_GPUS, None),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -112,13 +113,21 @@ def test_an_interrupted_export_goes_on_and_repeats_nothing(
     assert not export_member(job, repository, options, print)
     assert (graphs.count, scores.count) == (1, 3)
     # A further variant joins what is there, and is on the card.
-    assert export_member(job, repository, dataclasses.replace(options, fp16=True), print)
-    assert (graphs.count, calibrated.count, scores.count) == (2, 1, 3)
+    wider = dataclasses.replace(options, fp16=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(family, "contract_faults", lambda *_, **__: ["tiny-fp16.onnx: scores do not descend"])
+        with pytest.raises(ValueError, match="scores do not descend"):
+            export_member(job, repository, wider, print)
+    assert "tiny-fp16" not in (repository / "tiny" / "manifest.json").read_text()
+    said: list[str] = []
+    assert export_member(job, repository, wider, said.append)
+    assert any(re.match(r"tiny-fp16: \d+ detections compared", text) for text in said)
+    assert (graphs.count, calibrated.count, scores.count) == (3, 1, 3)
     assert "| tiny-fp16 |" in (repository / "tiny" / "CARD.md").read_text()
     assert len(load_manifest(repository / "tiny" / "manifest.json").accuracy) == 2
     (repository / "tiny" / "tiny.onnx").write_bytes(b"damaged")
     assert export_member(job, repository, options, print)
-    assert (graphs.count, calibrated.count) == (3, 2)
+    assert (graphs.count, calibrated.count) == (4, 2)
     # Photos of another number are another task.
     assert family._task(job, options) != family._task(job, dataclasses.replace(options, limit=1))
 

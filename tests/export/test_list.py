@@ -49,6 +49,7 @@ def test_the_same_as_json(repository: Path) -> None:
         "d0", "R18-FA-Hx1-64", 12_340_000, True,
     )  # fmt: skip
     assert d0["variants"][0]["ap50"] == {"64": 0.3, "128": 0.6}
+    assert d0["variants"][0]["plans"] == []
     assert (m0["family"], m0["budget_ms"], m0["found_for"]) == ("machine", 30, "a machine x2")
     assert content["absent"][-1] == {
         "member": "d6", "single_path": "R101-FAE-FA-FA-Hx4-256", "reason": "not trained",

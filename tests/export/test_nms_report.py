@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -14,8 +15,9 @@ from typer.testing import CliRunner
 from export.__main__ import app
 from export.member import save_onnx
 from export.nms import DEFAULT_ITERATIONS
-from export.nms_report import TRIED, Found, convergence, mosaic, summary
+from export.nms_report import TRIED, Found, convergence, gpu_cost, mosaic, summary
 from export.onnx_graph import export_onnx
+from service.engines.cuda import CudaDevice
 from service.repository.manifest import Thresholds
 from tests.export.test_nms import chain
 from training.models.detector import Detector
@@ -83,6 +85,26 @@ def test_the_command_reports_on_a_checkpoint_and_on_its_export(checkpoint: Path,
         assert row["short"][0]["extra"] >= row["short"][-1]["extra"]
     assert report["cost"]["chosen_ms"] > 0
     assert "iterations needed" in done.output
+    assert bool(report["gpu_cost"]) != bool(report["gpu_absent"])
+    if report["gpu_absent"]:
+        assert f"not timed on a GPU: {report['gpu_absent']}" in done.output
+
+
+def test_a_gpu_that_cannot_be_timed_is_said_and_never_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Found(np.array([[0, 0, 9, 9]] * 2000, np.float32), np.linspace(0.9, 0.1, 2000, dtype=np.float32))
+    monkeypatch.setattr("service.engines.cuda.device", lambda: CudaDevice("Drawn GPU", "9.0", 1))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "has no CUDAExecutionProvider" in gpu_cost(found, Thresholds())["gpu_absent"]
+    # Built with it, and without the libraries or the device that it needs.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: FellBack())
+    assert "could not start its CUDAExecutionProvider" in gpu_cost(found, Thresholds())["gpu_absent"]
+
+
+class FellBack:
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
 
 
 def test_what_is_missing_is_said(photos: Path, tmp_path: Path, detector: Detector) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from export.__main__ import app
+from export.member import with_accuracy
 from export.quantize import accurate
+from export.shipping import _scored
 from export.verify import verify_member
 from service.engines.ort import open_cpu
+from service.repository.manifest import Accuracy
 from service.repository.store import RepositoryError, for_cpu, load_manifest, load_repository
+from tests.engines.gpu_fakes import install
 from tests.export.test_gpu_graph import SUPPORTED
 
 Pixels = NDArray[np.uint8]
@@ -53,6 +58,11 @@ def test_the_variant_joins_the_manifest_and_no_cpu_serves_it(repository: Path) -
     kept, left_out = for_cpu(load_repository(repository))
     assert [variant.name for variant in kept.variants] == ["tiny"]
     assert left_out == ("tiny-int8-gpu",)
+    rows = tuple(
+        Accuracy(variant=name, dataset="d", split="dev", protocol="p", long_side=640, ap50=0.8, ap=0.4)
+        for name in ("tiny", "tiny-int8-gpu")
+    )
+    assert _scored(with_accuracy(manifest, rows), "d", "dev") == [("tiny", 0.8)]  # nor is a CPU timed with it
     assert sorted(path.name for path in (repository / "tiny").glob(".*")) == []
     assert verify_member(repository / "tiny") == []
     with pytest.raises(RepositoryError):
@@ -100,6 +110,19 @@ def test_it_finds_what_the_full_detector_finds(repository: Path, crowd: Pixels) 
     best = full.scores > 0.5
     distance = np.abs(full.boxes[best][:, None] - ours.boxes[None]).max(axis=2).min(axis=1)
     assert np.median(distance) < 8
+
+
+def test_its_plan_is_built_where_it_is_named(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    monkeypatch.chdir(tmp_path)  # where the timing cache goes
+    models = shutil.copytree(repository, tmp_path / "models")
+    named = ["tensorrt", "tiny", "--variant", "tiny-int8-gpu", "--repository", str(models)]
+    done = CliRunner().invoke(app, named)
+    assert done.exit_code == 0, done.output
+    assert "its accuracy was never measured: python -m export accuracy tiny" in done.output
+    (plan,) = load_manifest(models / "tiny" / "manifest.json").plans
+    assert (plan.variant, plan.precision, plan.nms) == ("tiny-int8-gpu", "int8", "plain")
+    assert verify_member(models / "tiny") == []
 
 
 def test_the_rule_without_times() -> None:

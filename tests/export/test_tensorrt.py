@@ -20,9 +20,11 @@ from export.__main__ import app
 from export.candidates import candidate_graph
 from export.graph import CandidateGraph
 from export.half import compute_in_half
+from export.index import index_of, lines
 from export.member import describe_file, save_onnx, with_accuracy, with_file, write_manifest
 from export.onnx_graph import OPSET, export_onnx
 from export.plan_progress import bars
+from export.verify import verify_member
 from service.repository.manifest import Accuracy, Manifest, Thresholds
 from service.repository.store import load_manifest
 from tests.engines.gpu_fakes import FakeGpu, install
@@ -81,6 +83,9 @@ def test_a_plan_joins_the_manifest_and_is_kept(gpu: FakeGpu, repository: Path, t
     version = gpu.trt.module.__version__
     assert (tmp_path / ".cache/tensorrt" / f"timing.trt{version}.sm90.bin").read_bytes() == b"+timed"
 
+    listed = "\n".join(lines(index_of(repository)))
+    assert f"    plan for TensorRT {version} on Drawn GPU, batches to 4" in listed
+
     again = run("tiny", "--max-batch", "4")
     assert again.exit_code == 0
     assert f"tiny-fp16: {plan.path} is there" in again.output
@@ -90,7 +95,9 @@ def test_a_plan_joins_the_manifest_and_is_kept(gpu: FakeGpu, repository: Path, t
     assert len(gpu.trt.named("Builder.build_serialized_network")) == 3
     (plan,) = manifest_of(repository).plans
     assert (plan.max_batch, [str(size) for size in plan.input_sizes]) == (8, ["480x640"])
-    assert len(list((repository / "tiny").glob("*.plan"))) == 1
+    (path,) = (repository / "tiny").glob("*.plan")
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert verify_member(repository / "tiny") == [f"{path} is damaged: its sha256 is not the one written down"]
 
 
 def test_a_new_file_drops_the_plans_of_the_old_one(gpu: FakeGpu, repository: Path) -> None:

@@ -41,6 +41,8 @@ def test_a_form_that_was_not_measured_counts_as_the_full_one(repository: Path) -
     own = manifest.accuracy[0].model_copy(update={"variant": "d0-fp16", "long_side": 128, "ap50": 0.5})
     assert whole.model_copy(update={"accuracy": (*manifest.accuracy, own)}).ap50("d0-fp16", 128) == 0.5
     assert whole.ap50("d0-fp16", 640) is None
+    eighth = half.model_copy(update={"precision": "int8"})  # which is not taken to be as good
+    assert manifest.model_copy(update={"files": (*manifest.files, eighth)}).ap50("d0-fp16", 128) is None
 
 
 @pytest.mark.parametrize(

@@ -68,19 +68,6 @@ def make_plan(
     return save(folder, cache, plan.model_copy(update={"path": file_name(plan)}), data)
 
 
-def options_like(plan: Plan, manifest: Manifest, timing_cache: Path | None = None) -> BuildOptions:
-    """Options that build again what `plan` is, for another GPU or version, with plain NMS whatever it had."""
-    return BuildOptions(
-        input_sizes=plan.input_sizes,
-        max_batch=plan.max_batch,
-        tf32=plan.precision != "fp32",
-        version_compatible=plan.version_compatible,
-        hardware_compatible=plan.hardware_compatible,
-        timing_cache=timing_cache,
-        max_detections=manifest.thresholds.max_detections,
-    )
-
-
 def default_options(file: ModelFile, manifest: Manifest, timing_cache: Path | None = None) -> BuildOptions:
     """Options for a variant of which there is no plan: every input size of the member, batches of up to 8."""
     return BuildOptions(

@@ -8,6 +8,7 @@ the one that is known: whatever moment a writer is killed at, what was usable be
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,17 +85,13 @@ def damage(stored: StoredPlan) -> str | None:
         return f"{path} cannot be read ({error.strerror})"
 
 
-def plan_name(variant: str, model_sha256: str, tensorrt: str, compute_capability: str, nms: str = "plain") -> str:
-    """What tells a plan from others: `d0-fp16.trt10.16.1.11.sm90.0123456789ab`, with `.efficient` where NMS is the
-    plugin's."""
-    kind = "" if nms == "plain" else f".{nms}"
-    arch = compute_capability.replace(".", "")
-    return f"{variant}{kind}.trt{tensorrt}.sm{arch}.{model_sha256[:12]}"
-
-
 def name_of(plan: Plan) -> str:
-    """`plan_name` of a plan."""
-    return plan_name(plan.variant, plan.model_sha256, plan.tensorrt, plan.compute_capability, plan.nms)
+    """What tells a plan from others: `d0-fp16.trt10.16.1.11.sm89-nvidia-l4.0123456789ab`, with `.efficient` where NMS
+    is the plugin's, and without the GPU's name where another GPU will do."""
+    kind = "" if plan.nms == "plain" else f".{plan.nms}"
+    arch = plan.compute_capability.replace(".", "")
+    gpu = "-" + re.sub(r"[^a-z0-9]+", "-", plan.gpu.lower()).strip("-") if plan.hardware_compatible == "none" else ""
+    return f"{plan.variant}{kind}.trt{plan.tensorrt}.sm{arch}{gpu}.{plan.model_sha256[:12]}"
 
 
 def file_name(plan: Plan) -> str:

@@ -16,7 +16,7 @@ from service.engines.base import EngineError
 from service.engines.tensorrt import plans
 from service.engines.tensorrt.api import numbers
 from service.engines.tensorrt.build import BuildOptions
-from service.engines.tensorrt.make import default_options, make_plan, options_like, serves
+from service.engines.tensorrt.make import default_options, make_plan, serves
 from service.engines.tensorrt.plans import StoredPlan, damage, find, save, stored_plans, usable
 from service.engines.tensorrt.timing import timing_cache_file
 from service.repository.manifest import InputSize, Manifest, ModelFile, Plan, Thresholds
@@ -96,7 +96,8 @@ def test_versions_are_compared_as_numbers() -> None:
 
 def test_a_plan_is_saved_found_and_replaced(folder: Path, file: ModelFile) -> None:
     first = save(folder, None, plan_of(file), DATA)
-    assert first.path.name == f"d0.trt10.16.1.11.sm90.{file.sha256[:12]}.{first.plan.sha256[:8]}.plan"
+    named = f"d0.trt10.16.1.11.sm90-nvidia-h100-80gb-hbm3.{file.sha256[:12]}"
+    assert first.path.name == f"{named}.{first.plan.sha256[:8]}.plan"
     assert first.path.read_bytes() == DATA
     other = save(folder, None, plan_of(file, b"on 11", tensorrt="11.4.0.106"), b"on 11")
     manifest = manifest_of(folder)
@@ -203,9 +204,21 @@ def test_a_repository_that_cannot_be_written_leaves_it_to_the_cache(
     assert (folder / "manifest.json").read_bytes() == before
     assert find(stored_plans(folder, manifest_of(folder), cache), file, "10.16.1.11", "9.0") == (stored, [])
     (description,) = (cache / "engines").glob("*.json")
-    assert description.name == f"d0.trt10.16.1.11.sm90.{file.sha256[:12]}.json"
+    assert description.name == f"d0.trt10.16.1.11.sm90-nvidia-h100-80gb-hbm3.{file.sha256[:12]}.json"
     description.write_text('{"half')
     assert stored_plans(folder, manifest_of(folder), cache) == ()
+
+
+def test_gpus_of_one_capability_keep_a_plan_each_unless_one_serves_both(folder: Path, file: ModelFile) -> None:
+    """Or machines that share a repository would replace each other's for ever."""
+    for gpu, level in (("NVIDIA L4", "none"), ("NVIDIA RTX 4090", "none"), ("NVIDIA L4", "same_compute_capability"),
+                       ("NVIDIA RTX 4090", "same_compute_capability")):  # fmt: skip
+        data = f"{gpu} {level}".encode()
+        save(folder, None, plan_of(file, data, gpu=gpu, compute_capability="8.9", hardware_compatible=level), data)
+    assert [(plan.gpu, plan.hardware_compatible) for plan in manifest_of(folder).plans] == [
+        ("NVIDIA L4", "none"), ("NVIDIA RTX 4090", "none"), ("NVIDIA RTX 4090", "same_compute_capability"),
+    ]  # fmt: skip
+    assert len(list(folder.glob("*.plan"))) == 3
 
 
 def test_the_cache_of_other_members_is_left_alone(folder: Path, file: ModelFile, tmp_path: Path) -> None:
@@ -267,7 +280,7 @@ def test_a_plan_is_made_from_a_whole_file_with_plain_nms(gpu: FakeGpu, folder: P
     assert damage(made) is None
 
 
-def test_what_serves_and_what_is_built_again(folder: Path, file: ModelFile) -> None:
+def test_what_serves_and_what_is_built_again(file: ModelFile) -> None:
     sizes = (InputSize(height=64, width=64), InputSize(height=64, width=128))
     plan = plan_of(file, input_sizes=[size.model_dump() for size in sizes], version_compatible=True)
     wanted = BuildOptions(input_sizes=sizes[:1], max_batch=4)
@@ -277,10 +290,6 @@ def test_what_serves_and_what_is_built_again(folder: Path, file: ModelFile) -> N
     assert not serves(plan, BuildOptions(input_sizes=sizes, hardware_compatible="ampere_plus"))
     assert not serves(plan, BuildOptions(input_sizes=sizes, efficient_nms=Thresholds()))
     assert not serves(plan_of(file), BuildOptions(input_sizes=sizes[:1], version_compatible=True))
-    again = options_like(plan, manifest_of(folder), Path("timing.bin"))
-    assert serves(plan, again)
-    assert (again.input_sizes, again.max_batch, again.version_compatible) == (sizes, 8, True)
-    assert again.timing_cache == Path("timing.bin")
 
 
 def test_timing_caches_are_named_after_version_and_gpu() -> None:
