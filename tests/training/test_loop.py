@@ -116,13 +116,16 @@ def test_an_interrupt_saves_first(photos: CropDataset, tmp_path: Path) -> None:
 
 def test_the_detector_learns(photos: CropDataset, tmp_path: Path, tiny_wider: Path) -> None:
     losses = []
+    # A rate and an average at which every seed learns: rounding differs from processor to processor as seeds do.
+    optim = dataclasses.replace(config(1).optim, lr=3e-3, ema=0.9)
     for epochs in (1, 30):
         out = tmp_path / str(epochs)
-        train(config(epochs), photos, RunOptions(out, workers=0, save_every=0), WORLD, no_validation)
+        settings = dataclasses.replace(config(epochs), optim=optim)
+        train(settings, photos, RunOptions(out, workers=0, save_every=0), WORLD, no_validation)
         events = list(out.glob("events*"))
         assert events
         losses.append(_loss(out, photos))
-    assert losses[1] < losses[0] * 0.8
+    assert losses[1] < min(losses[0], 4.4) * 0.8  # 4.4: of fresh weights
     detector, content = checkpoint.load_detector(tmp_path / "30" / "best.pt")
     assert content["config"]["recipe"] == "test"
     scores = score_split(detector, tiny_wider, "dev", 128)
