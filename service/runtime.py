@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -45,7 +43,6 @@ _LATE_LIMIT_S = 10.0
 # A run that takes so many times its predicted p99, and at least so long, will never end.
 _HUNG_TIMES, _HUNG_S = 30.0, 30.0
 _RESTART_S = 10.0  # that clients wait for a new process
-_DECODER_NICENESS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class Runtime:
         self._models: Models | None = None
         self._gate: Gate | None = None
         self._dispatcher: Dispatcher[Picture, _Found] | None = None
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode", initializer=_give_way)
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._engine = EngineThread("engine")
         self._draining = False
         self._stop_building = threading.Event()
@@ -346,13 +343,6 @@ def _outcome(task: asyncio.Task[Answer]) -> Answer | AsfdError:
     if isinstance(error, AsfdError):
         return error
     raise error
-
-
-def _give_way() -> None:
-    """Lower the priority of the calling thread. The engine's threads wait for each other at every layer, so whoever
-    takes one of their cores for a moment delays the whole run."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone knows priorities of threads
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODER_NICENESS)
 
 
 def _prepare(data: bytes, header: ImageHeader, size: InputSize) -> tuple[Decoded, Fitted]:
