@@ -28,7 +28,7 @@ from training.data.dataset import CropDataset, list_photos, load_training_set
 from training.engine.distributed import World, world
 from training.engine.loop import RunOptions, batches, on_device, parallel, train_step
 from training.engine.optim import Ema, build_optimizer
-from training.engine.precision import Precision
+from training.engine.precision import Precision, used
 from training.family import member_config
 from training.files import write_json
 from training.models.detector import build_detector
@@ -195,7 +195,7 @@ def measure(task: Task, place: World) -> Speed:
         operators = profiled(trainer)
     pictures = steps * case.batch * place.size / seconds
     return Speed(
-        case=case,
+        case=case.model_copy(update={"precision": used(task.device, case.precision)}),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         load=round(load, 2),
         steps=steps,

@@ -56,7 +56,7 @@ class Floor(BaseModel):
 
 def _card(name: str, fp32: float, fp16: float, int8: float, gb_per_s: float) -> Device:
     rates: dict[Precision, float] = {"fp32": fp32, "fp16": fp16, "int8": int8}
-    return Device(name=name, tflops=rates, gb_per_s=gb_per_s, source=f"NVIDIA's data sheet of {name}")
+    return Device(name=name, tflops=rates, gb_per_s=gb_per_s, source=f"NVIDIA's data sheet of {name}, from memory")
 
 
 # Dense rates, without structured sparsity: half of what data sheets print where they print "with sparsity". FP32 is
