@@ -52,7 +52,7 @@ class Options:
     dataset: str = "faces"
     split: str = "dev"
     limit: int = 0
-    long_sides: tuple[int, ...] = (320, 480, 640, 960)
+    long_sides: tuple[int, ...] = (256, 320, 480, 640, 960)
     calibration: int = 160
     compared: int = 4
     threads: int = 0

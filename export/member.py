@@ -20,7 +20,7 @@ from service.repository.manifest import (
 )
 from service.repository.store import sha256_of
 
-LONG_SIDES = (320, 480, 640, 960)
+LONG_SIDES = (256, 320, 480, 640, 960)
 
 
 def input_sizes(long_sides: tuple[int, ...] = LONG_SIDES) -> tuple[InputSize, ...]:

@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from service import profiling
 from service.contract import Ask
 from service.errors import BadParameterError, InfeasibleError, QueueFullError
 from service.imaging.decode import Decoded, ImageHeader
+from service.imaging.sniff import Format
 from service.letterbox import Fitted
 from service.models import Models
 from service.observer import Observer
@@ -55,6 +57,7 @@ class Gate:
         self._late = 0
         self._decoding_ms = 0.0
         self.inside = 0
+        self._ways = lru_cache(maxsize=4096)(self._ways_of)
 
     def starts(self, picture: Picture) -> None:
         """The engine runs it now."""
@@ -100,7 +103,7 @@ class Gate:
             # Others may be decoded first, or this one while the engine runs.
             ready = now + max(best.before_ms, ahead_ms / self._settings.decode_threads) / 1e3
             seconds = best.infer_ms / len(pictures) / 1e3
-            typical = seconds * models.typical(models.index.keys.index((best.variant, best.size)))
+            typical = seconds * models.typical(best.arm)
             demand = Demand(ask.deadline, ready, typical, seconds - typical)
             found = admit(demand, present, free_at)
             starts.append(found.finish - seconds)
@@ -171,17 +174,24 @@ class Gate:
                     f"min_score is {ask.min_score:g}, but {name} was built with {threshold:g}; ask for more.",
                 )
         arms = models.arms()
-        options = []
-        for number in models.index.tight(header.width, header.height):
-            arm = arms[number]
-            side = arm.size.long_side
-            if ask.variant in (None, arm.variant) and ask.long_side in (None, side):
-                before = profiling.decode_ms(models.profile.decode, header, side)
-                options.append(Option(arm.variant, arm.size, arm.ap50, before, arm.latency_ms[0] * count))
-        if not options:
+        ways = self._ways(header.format, header.width, header.height, ask.variant, ask.long_side)
+        if not ways:
             sides = sorted({arm.size.long_side for arm in arms})
             raise BadParameterError("long_side", f"No input size has the long side {ask.long_side}; there are {sides}.")
-        return options
+        return [
+            Option(k, arms[k].size, arms[k].ap50, before_ms, arms[k].latency_ms[0] * count) for k, before_ms in ways
+        ]
+
+    def _ways_of(
+        self, file_format: Format, width: int, height: int, variant: str | None, long_side: int | None
+    ) -> tuple[tuple[int, float], ...]:
+        """(arm, predicted milliseconds of decoding and fitting for it) of each tight arm of that variant and side."""
+        keys, cost = self._models.index.keys, self._models.profile.decode
+        return tuple(
+            (k, profiling.decode_ms(cost, file_format, width, height, keys[k][1].long_side))
+            for k in self._models.index.tight(width, height)
+            if variant in (None, keys[k][0]) and long_side in (None, keys[k][1].long_side)
+        )
 
 
 def infeasible(ask: Ask, predicted_ms: float, wait_s: float) -> InfeasibleError:

@@ -28,10 +28,12 @@ _LOG = logging.getLogger(__name__)
 
 _PROFILE_SECONDS = 15.0
 _SAVE_EVERY_S = 60.0
-# Between two looks at all arms: what is seen of one tells something of the others, and what was seen fades.
+# Until predictions are looked at again: what is seen of one arm tells something of the others, and what was seen fades.
 _REFRESH_S = 0.25
+# So stale may they get where nobody calls `refresh`.
+_STALE_S = 2.0
 # Arms whose prediction moved by less stay the same objects, from which policies derive tables only once.
-_STALE = 0.02
+_SAME = 0.02
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Models:
         keys = [(name, size) for name, one in loaded.items() for size in one.variant.manifest.input_sizes]
         self.index = ArmIndex(keys, [(name, s) for name, s in keys if len(base[name, s.height, s.width]) > 1])
         self.prediction = Prediction(base)
+        self._ap50 = [self.ap50(name, size.long_side) or 0.0 for name, size in keys]
         self._typical = {
             (t.variant, t.height, t.width): min(t.p50_ms / t.p99_ms, 1.0) for t in profile.timings if t.batch == 1
         }  # fmt: skip
@@ -64,17 +67,24 @@ class Models:
         self._checked = self._saved = clock()
 
     def arms(self) -> tuple[Arm, ...]:
-        """The arms in the order of `index`, with what is predicted now."""
+        """The arms in the order of `index`, as they were predicted at the last `refresh`."""
+        if self._clock() - self._checked > _STALE_S:
+            self.refresh()
+        return self._arms
+
+    def refresh(self) -> None:
+        """Predict anew: the arms that have run since the last time, and all of them now and then.
+
+        It costs as much as a decision, so it is to be called when nobody waits for one.
+        """
         now = self._clock()
         if now - self._checked > _REFRESH_S:
             self._checked = now
             self._ran.update(range(len(self._arms)))
-        if self._ran:
-            fresh = {number: self._arm(number, now) for number in self._ran}
-            self._ran.clear()
-            if moved := {number for number, arm in fresh.items() if _moved(self._arms[number], arm)}:
-                self._arms = tuple(fresh[n] if n in moved else arm for n, arm in enumerate(self._arms))
-        return self._arms
+        fresh = {number: self._arm(number, now) for number in self._ran}
+        self._ran.clear()
+        if moved := {number for number, arm in fresh.items() if _moved(self._arms[number], arm)}:
+            self._arms = tuple(fresh[n] if n in moved else arm for n, arm in enumerate(self._arms))
 
     def observe(self, number: int, batch: int, ms: float) -> float:
         """Take note of a run of an arm; returns what had been predicted for it, in ms."""
@@ -93,7 +103,7 @@ class Models:
     def _arm(self, number: int, now: float) -> Arm:
         variant, size = self.index.keys[number]
         latencies = self.prediction.latencies_ms(variant, size, now)
-        return Arm(variant, size, self.ap50(variant, size.long_side) or 0.0, latencies)
+        return Arm(variant, size, self._ap50[number], latencies)
 
     def describe(self) -> list[dict[str, Any]]:
         """Every variant with its accuracy, memory and live latencies, as plain containers."""
@@ -209,7 +219,7 @@ def _warm_up(engine: Engine, variant: Variant, profile: profiling.Profile) -> No
 
 
 def _moved(old: Arm, new: Arm) -> bool:
-    return any(abs(b - a) > _STALE * a for a, b in zip(old.latency_ms, new.latency_ms, strict=True))
+    return any(abs(b - a) > _SAME * a for a, b in zip(old.latency_ms, new.latency_ms, strict=True))
 
 
 def _read_correction(path: Path) -> Correction | None:

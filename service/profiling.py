@@ -18,7 +18,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.engines.base import Engine, OutOfMemoryError
-from service.imaging.decode import ImageHeader, Limits, decode, inspect
+from service.imaging.decode import Limits, decode, inspect
+from service.imaging.sniff import Format
 from service.repository.manifest import InputSize
 from service.scheduling.arms import batch_curve
 
@@ -158,7 +159,10 @@ def measure(
     Batches up to `max_batch` are measured too, on top of that time, where they pay: for engines that answer two
     pictures of their smallest size in clearly less time than twice one, as few processors do.
     """
-    pairs = [(engine, size) for engine, sizes in engines for size in sizes]
+    # Small inputs first: their runs are short, the tightest budgets hang on them, and no slow pair may eat their time.
+    pairs = sorted(
+        ((engine, size) for engine, sizes in engines for size in sizes), key=lambda pair: pair[1].height * pair[1].width
+    )
     timings: list[Timing] = []
     until = time.perf_counter() + seconds
     for done, (engine, size) in enumerate(pairs):
@@ -221,14 +225,14 @@ def _no_faster_than_what_it_holds(
     return tuple(curve)
 
 
-def decode_ms(cost: DecodeCost, header: ImageHeader, long_side: int) -> float:
+def decode_ms(cost: DecodeCost, file_format: Format, width: int, height: int, long_side: int) -> float:
     """Predicted decoding and fitting of a picture for an input of this long side."""
-    if header.format == "JPEG":
-        fraction = header.long_side / long_side
+    if file_format == "JPEG":
+        fraction = max(width, height) / long_side
         per_megapixel = cost.jpeg[2 ** min(max(int(math.log2(fraction)), 0), 3) if fraction >= 1 else 1]
     else:
-        per_megapixel = cost.png if header.format == "PNG" else cost.webp
-    return per_megapixel * header.pixels / 1e6 * _DECODE_MARGIN + _FIT_MS
+        per_megapixel = cost.png if file_format == "PNG" else cost.webp
+    return per_megapixel * width * height / 1e6 * _DECODE_MARGIN + _FIT_MS
 
 
 def read_profile(path: Path, key: str, pairs: Iterable[tuple[str, InputSize]] = ()) -> Profile | None:

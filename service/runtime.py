@@ -43,6 +43,7 @@ _LATE_LIMIT_S = 10.0
 # A run that takes so many times its predicted p99, and at least so long, will never end.
 _HUNG_TIMES, _HUNG_S = 30.0, 30.0
 _RESTART_S = 10.0  # that clients wait for a new process
+_REFRESH_AFTER_S = 0.005  # behind a run, when its answers are on their way
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Runtime:
         self._draining = False
         self._stop_building = threading.Event()
         self._failure: str | None = None
+        self._refreshing = False
 
     @property
     def ready(self) -> bool:
@@ -263,8 +265,17 @@ class Runtime:
         self._observer.stage("infer", seconds)
         self._observer.dispatch("on_time" if reason == "on_time" else "degraded", batch)
         self._observer.predicted_vs_actual(predicted / max(seconds * 1e3, 1e-3), variant)
+        loop = asyncio.get_running_loop()
+        if not self._refreshing:
+            self._refreshing = True
+            loop.call_later(_REFRESH_AFTER_S, self._refresh)
         if content := self._models.correction_due():
-            asyncio.get_running_loop().run_in_executor(None, self._models.save, content)
+            loop.run_in_executor(None, self._models.save, content)
+
+    def _refresh(self) -> None:
+        self._refreshing = False
+        if self._models is not None:
+            self._models.refresh()
 
     def _finish(self, picture: Picture, ask: Ask, ran: Ran[_Found], queue_ms: float) -> Answer:
         assert self._models is not None

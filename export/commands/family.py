@@ -31,7 +31,7 @@ def export_all(
     dataset: Annotated[str, typer.Option(help="Name of the data in the manifest.")] = "faces",
     split: Annotated[str, typer.Option(help="Split to measure AP on.")] = "dev",
     limit: Annotated[int, typer.Option(min=0, help="Evenly spaced photos of it; 0 takes all.")] = 0,
-    long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = "320,480,640,960",
+    long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = "256,320,480,640,960",
     calibration: Annotated[int, typer.Option(min=1, help="Training photos that INT8 is calibrated on.")] = 160,
     threads: Threads = 0,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also a variant that computes in float16, for GPUs.")] = False,

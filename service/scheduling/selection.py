@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.repository.manifest import InputSize
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One way to answer a request. before_ms: predicted decoding and fitting; infer_ms: predicted p99 of the engine.
+class Option(NamedTuple):
+    """One way to answer a request: an arm, by its number. before_ms: predicted decoding and fitting; infer_ms:
+    predicted p99 of the engine.
 
     ap50 is 0 where it was not measured, so that an unmeasured variant is chosen only when nothing measured fits. Among
     the unmeasured, the larger input counts as the more accurate: a new member would else never be tried above its
     fastest size.
     """
 
-    variant: str
+    arm: int
     size: InputSize
     ap50: float
     before_ms: float
@@ -28,8 +28,7 @@ class Option:
         return self.before_ms + self.infer_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """predicted_ms: from now to the answer, waiting included. feasible: False where even this one will be late."""
 
     option: Option

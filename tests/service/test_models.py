@@ -86,6 +86,20 @@ def test_arms_stay_the_same_objects_until_their_prediction_moves(settings: Setti
     models.close()
 
 
+def test_predictions_move_when_refreshed_or_by_themselves_once_they_are_stale(settings: Settings) -> None:
+    clock = Clock()
+    models = load(settings, clock)
+    before = models.arms()
+    for _ in range(40):
+        models.observe(0, 1, 3.0 * before[0].latency_ms[0])
+    assert models.arms()[0] is before[0]
+    models.refresh()
+    assert models.arms()[0].latency_ms[0] > 2.9 * before[0].latency_ms[0]
+    clock.now += 3600
+    assert models.arms()[0].latency_ms[0] == pytest.approx(before[0].latency_ms[0] * models.prediction.margin)
+    models.close()
+
+
 def test_corrections_are_kept_once_a_minute(settings: Settings) -> None:
     clock = Clock()
     models = load(settings, clock)

@@ -153,6 +153,17 @@ def test_roll_out_leaves_room_for_tight_arrivals() -> None:
     assert decide(RollOut(), queue, arms, Expected(10.0, ((0.009, 0b11), (5.0, 0)))) == ((0,), 1)
 
 
+def test_roll_out_keeps_runs_short_where_the_tightest_would_be_missed_behind_any() -> None:
+    arms = [arm(0.5, 50.0), arm(0.9, 200.0)]
+    # Each can wait for 10 ms, less than either run takes: only how many will come in vain tells one from the other.
+    tight = Expected(10.0, ((0.060, 0b11),) * 4)
+    assert decide(RollOut(arrivals=0), waiting(1000), arms, tight) == ((0,), 0)
+    assert decide(RollOut(arrivals=0, wait_penalty=0.0), waiting(1000), arms, tight) == ((0,), 1)
+    coming = RollOut()._coming(tight, ArmTable(arms), 200.0)
+    assert coming.misses(9.0) == 0.0
+    assert coming.misses(200.0) == pytest.approx(10.0 * 0.190)
+
+
 def test_roll_out_counts_ordinary_arrivals_too() -> None:
     arms, expected = (arm(0.6, 10), arm(0.9, 60)), Expected(50.0, ((0.025, 0b11),))
     # They come after 10, 30 and 50 ms: two would have been lost by 60 ms, and none comes within 10.

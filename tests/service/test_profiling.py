@@ -67,6 +67,12 @@ def test_every_pair_is_measured_even_after_the_time_is_spent() -> None:
     assert set(measured.decode.jpeg) == {1, 2, 4, 8}
 
 
+def test_small_inputs_come_first_whatever_the_engine() -> None:
+    said: list[str] = []
+    measure([(CountingEngine(), SIZES[::-1]), (CountingEngine(), SIZES)], "k", 0.001, said.append)
+    assert [line.split(" ")[3] for line in said] == [str(SIZES[k]) for k in (0, 0, 2, 1, 1, 2, 3, 3)]
+
+
 def test_fewer_runs_get_a_wider_margin() -> None:
     assert percentile_99([10.0] * 9) == pytest.approx(12.5)
     assert percentile_99([10.0] * 10) == pytest.approx(11.0)
@@ -125,10 +131,10 @@ def test_an_incomplete_or_absurd_profile_is_measured_anew(tmp_path: Path, damage
 
 def test_unmeasured_accuracy_prefers_the_larger_input_and_loses_to_measured() -> None:
     small, large = InputSize(height=64, width=64), InputSize(height=128, width=128)
-    unmeasured = [Option("new", small, 0.0, 0.0, 5.0), Option("new", large, 0.0, 0.0, 50.0)]
+    unmeasured = [Option(0, small, 0.0, 0.0, 5.0), Option(1, large, 0.0, 0.0, 50.0)]
     assert most_accurate(unmeasured, 1000.0, 0.0).option.size == large
     assert most_accurate(unmeasured, 10.0, 0.0).option.size == small
-    measured = Option("d0", small, 0.1, 0.0, 90.0)
+    measured = Option(2, small, 0.1, 0.0, 90.0)
     assert most_accurate([*unmeasured, measured], 1000.0, 0.0).option is measured
 
 

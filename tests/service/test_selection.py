@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.imaging.decode import ImageHeader
 from service.letterbox import fitting_size, letterbox, scaled_size, sizes_by_long_side, to_original
 from service.profiling import DecodeCost, Profile, Timing, decode_ms, percentile_99, read_profile, write_profile
 from service.repository.manifest import InputSize
@@ -18,8 +17,8 @@ from service.scheduling.selection import Option, most_accurate
 SIZES = tuple(InputSize(height=h, width=w) for h, w in ((64, 64), (64, 128), (128, 64), (128, 128)))
 
 
-def option(ap50: float, infer_ms: float, before_ms: float = 0.0, name: str = "v") -> Option:
-    return Option(name, SIZES[0], ap50, before_ms, infer_ms)
+def option(ap50: float, infer_ms: float, before_ms: float = 0.0) -> Option:
+    return Option(0, SIZES[0], ap50, before_ms, infer_ms)
 
 
 options = st.lists(st.builds(option, st.floats(0, 1), st.floats(0.1, 1000), st.floats(0, 300)), min_size=1, max_size=30)
@@ -101,12 +100,10 @@ def test_p99_of_few_runs_is_their_largest_with_a_margin() -> None:
 
 def test_decoding_gets_cheaper_with_the_scale_that_jpeg_allows() -> None:
     cost = profile().decode
-    header = ImageHeader("JPEG", 4000, 3000, 1, "RGB", 1)
-    costs = [decode_ms(cost, header, side) for side in (400, 640, 1500, 3000)]
+    costs = [decode_ms(cost, "JPEG", 4000, 3000, side) for side in (400, 640, 1500, 3000)]
     assert costs == sorted(costs)
     assert costs[0] < costs[1] < costs[2] < costs[3]
-    png = ImageHeader("PNG", 4000, 3000, 1, "RGB", 1)
-    assert decode_ms(cost, png, 400) == decode_ms(cost, png, 3000) > costs[3]
+    assert decode_ms(cost, "PNG", 4000, 3000, 400) == decode_ms(cost, "PNG", 4000, 3000, 3000) > costs[3]
 
 
 def test_profiles_are_kept_and_refused(tmp_path: Path) -> None:

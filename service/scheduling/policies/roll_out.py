@@ -42,12 +42,19 @@ class Arrival(NamedTuple):
 class Coming:
     """Who is expected during a run: arrivals, first come first; tight: the one with least time to spare, if anybody.
 
-    per_ms: arrivals a millisecond, of all kinds.
+    per_ms: arrivals a millisecond, of all kinds; spares_ms: how long each of the mix could wait, ascending.
     """
 
     arrivals: tuple[Arrival, ...] = ()
     tight: tuple[Arrival, ...] = ()
     per_ms: float = 0.0
+    spares_ms: tuple[float, ...] = ()
+
+    def misses(self, run_ms: float) -> float:
+        """How many of those who come during a run are expected to miss because it lasts: who can wait for `spare_ms`
+        does unless coming in the run's first `run_ms - spare_ms`."""
+        lost_ms = sum([run_ms - spare for spare in self.spares_ms if spare < run_ms])
+        return self.per_ms * lost_ms / len(self.spares_ms) if lost_ms else 0.0
 
 
 _NOBODY = Coming()
@@ -60,12 +67,15 @@ class RollOut:
     Pictures: the queue's first `depth`, and those expected during the run: at the present rate, their budgets drawn
     evenly from the mix seen, at most `arrivals` of them, and one of the tightest budget right after the start, since
     a run cannot be interrupted; without it light load would miss deadlines behind slow runs. That one is left out of
-    runs during which fewer than `tight_chance` pictures are expected; 0 counts it always. After the run each of at most
-    `plans` ways to go on is tried, earliest deadline first. Of equals, the run of least time a picture. candidates: how
-    many first runs are weighed.
+    runs during which fewer than `tight_chance` pictures are expected; 0 counts it always. Where times have become so
+    long that it would be missed behind any run, it tells no run from another; so whoever is expected to come too early
+    during a run costs `wait_penalty` besides, which is higher, since who has to wait keeps others waiting. After the
+    run each of at most `plans` ways to go on is tried, earliest deadline first. Of equals, the run of least time a
+    picture. candidates: how many first runs are weighed.
     """
 
     penalty: float = 4.0
+    wait_penalty: float = 8.0
     candidates: int = 20
     plans: int = 5
     depth: int = 48
@@ -75,9 +85,12 @@ class RollOut:
     _tables: Remembered[PlanTable] = field(default_factory=lambda: Remembered(PlanTable), init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if min(self.penalty, self.arrivals, self.tight_chance) < 0 or min(self.candidates, self.plans, self.depth) < 1:
+        if (
+            min(self.penalty, self.wait_penalty, self.arrivals, self.tight_chance) < 0
+            or min(self.candidates, self.plans, self.depth) < 1
+        ):
             raise ValueError(
-                "roll_out needs a penalty, arrivals and a chance of at least 0, and at least one candidate, plan and "
+                "roll_out needs penalties, arrivals and a chance of at least 0, and at least one candidate, plan and "
                 f"picture of depth, got {self}"
             )
 
@@ -94,7 +107,8 @@ class RollOut:
         masks = waiting.union([arrival.mask for arrival in (*coming.arrivals, *coming.tight)])
         window = Window(now, pictures, tuple(sorted(masks)))
         plans = table.plans(window.masks, self.plans)
-        best, best_value = None, (0.0, 0.0)
+        worths, most = table.arms.worth, max(table.arms.worth[k] for k in table.undominated(window.masks))
+        tries = []
         for run in first_runs(now, found.hopeful, table, tuple(sorted(waiting)), self.candidates):
             rest = window.without(run)
             come = [arrival for arrival in coming.arrivals if arrival.at_ms < run.ms]
@@ -102,16 +116,24 @@ class RollOut:
                 come.extend(coming.tight)
             for arrival in come:
                 insort(rest[window.position[arrival.mask]], arrival.deadline_ms)
+            count = sum(map(len, rest))
+            cost = self.wait_penalty * coming.misses(run.ms)
+            # What it would be worth if everybody after it had the best arm in time.
+            bound = round((run.size * worths[run.arm] + count * most - cost) / (run.size + count), 12)
+            tries.append((bound, run, rest, cost))
+        tries.sort(key=lambda one: -one[0])
+        best, best_value = tries[0][1], (-math.inf, 0.0)
+        for bound, run, rest, cost in tries:
+            if bound < best_value[0]:
+                break  # as are those after it
             # Scores that differ by rounding only are equals.
-            score = round(self._score(run, rest, plans, table.arms), 12)
-            value = (score, -run.ms / run.size)
-            if best is None or value > best_value:
-                best, best_value = run, value
-        assert best is not None, "the head's fastest arm is among the runs"
+            score = round(self._score(run, rest, cost, plans, table.arms), 12)
+            best, best_value = max((best, best_value), (run, (score, -run.ms / run.size)), key=lambda one: one[1])
         return run_on_time(found, best.arm, best.size)
 
-    def _score(self, run: Batch, rest: list[list[float]], plans: Sequence[Plan], table: ArmTable) -> float:
-        """AP.50 a picture minus the misses' penalty, with the best of the plans for the rest."""
+    def _score(self, run: Batch, rest: list[list[float]], cost: float, plans: Sequence[Plan], table: ArmTable) -> float:
+        """AP.50 a picture minus the misses' penalty, with the best of the plans for the rest. cost: of the run itself,
+        in the penalty's unit."""
         count = sum(map(len, rest))
         merged: dict[tuple[int, ...], list[float]] = {}
         best = -self.penalty * count
@@ -122,7 +144,7 @@ class RollOut:
                 continue
             worth, on_time = keep_deadlines(run.ms, groups)
             best = max(best, worth - self.penalty * (count - on_time))
-        return (run.size * table.worth[run.arm] + best) / (run.size + count)
+        return (run.size * table.worth[run.arm] + best - cost) / (run.size + count)
 
     def _coming(self, expected: Expected, table: ArmTable, longest_ms: float) -> Coming:
         """Who is expected within `longest_ms`."""
@@ -147,4 +169,4 @@ class RollOut:
             # Multiples of the golden ratio cover the mix evenly, however many are drawn.
             _, budget_ms, mask = mix[int((i + 1) * _GOLDEN % 1.0 * len(mix))]
             arrivals.append(Arrival(at_ms, at_ms + budget_ms, mask))
-        return Coming(tuple(arrivals), tight, expected.rate / 1e3)
+        return Coming(tuple(arrivals), tight, expected.rate / 1e3, tuple(spare for spare, _, _ in mix))
