@@ -168,7 +168,7 @@ def test_roll_out_counts_ordinary_arrivals_too() -> None:
     arms, expected = (arm(0.6, 10), arm(0.9, 60)), Expected(50.0, ((0.025, 0b11),))
     # They come after 10, 30 and 50 ms: two would have been lost by 60 ms, and none comes within 10.
     assert decide(RollOut(tight_chance=1e9), waiting(100), arms, expected) == ((0,), 0)
-    assert decide(RollOut(tight_chance=1e9, arrivals=0), waiting(100), arms, expected) == ((0,), 1)
+    assert decide(RollOut(tight_chance=1e9, arrivals=0, wait_penalty=0.0), waiting(100), arms, expected) == ((0,), 1)
     coming = RollOut()._coming(Expected(50.0, ((0.065, 0b1),)), ArmTable(arms), 45.0)
     assert [(a.at_ms, a.deadline_ms) for a in coming.arrivals] == [(10.0, 75.0), (30.0, 95.0)]
     assert [(a.at_ms, a.deadline_ms) for a in coming.tight] == [(0.0, 65.0)]
