@@ -35,6 +35,7 @@ from tests.service.fake_model import write_fake_repository
 from tests.service.live import serving_app
 from tests.service.stub_detector import picture
 
+SECONDS = float(os.environ.get("ASFD_SOAK_SECONDS", "8"))
 SIZES = [InputSize(height=s, width=s) for s in (64, 96, 128)]
 ARMS = tuple(
     Arm(name, size, ap + k / 10, tuple(ms * 2**k * (1 + 0.7 * (b - 1)) for b in range(1, 5)))
@@ -149,8 +150,8 @@ async def client(url: str, until: float, chance: random.Random, seen: Counter[st
             await asyncio.sleep(chance.random() * 0.02)
 
 
+@pytest.mark.timeout(SECONDS + 240)
 def test_the_service_under_faults(tmp_path: Path) -> None:
-    seconds = float(os.environ.get("ASFD_SOAK_SECONDS", "8"))
     settings = Settings(
         repository=write_fake_repository(tmp_path / "models"), cache_dir=tmp_path / "cache", queue_limit=8
     )  # fmt: skip
@@ -171,7 +172,7 @@ def test_the_service_under_faults(tmp_path: Path) -> None:
             runtime._models.loaded[name] = dataclasses.replace(one, engine=engine)
 
         async def soak() -> None:
-            until = time.monotonic() + seconds
+            until = time.monotonic() + SECONDS
             await asyncio.gather(*(client(live.url, until, random.Random(k), seen, payloads) for k in range(16)))
 
         asyncio.run(soak())
