@@ -64,7 +64,7 @@ def test_builds_fp16_for_the_lean_runtime(repository: Path, gpu: gpu_fakes.FakeG
     (plan,) = plans(repository).values()
     assert (plan.variant, plan.max_batch, plan.version_compatible) == ("d0-fp16", 4, True)
     assert plan.input_sizes == load_manifest(repository / "d0/manifest.json").input_sizes
-    assert "[1/1] d0-fp16: building, 12 input sizes, batches to 4" in done.output
+    assert "[1/1] d0-fp16: building, 15 input sizes, batches to 4" in done.output
     assert gpu.trt.named("IBuilderConfig.set_flag")
     assert "batches to 4, 100 %" in done.output
 

@@ -197,8 +197,9 @@ def test_the_rule_for_shipping_int8() -> None:
 
 def test_input_sizes_are_multiples_of_32_three_a_side() -> None:
     sizes = [str(size) for size in input_sizes()]
-    assert sizes[:6] == ["256x320", "320x256", "320x320", "384x480", "480x384", "480x480"]
-    assert sizes[6:] == ["480x640", "640x480", "640x640", "736x960", "960x736", "960x960"]
+    assert sizes[:3] == ["192x256", "256x192", "256x256"]
+    assert sizes[3:9] == ["256x320", "320x256", "320x320", "384x480", "480x384", "480x480"]
+    assert sizes[9:] == ["480x640", "640x480", "640x640", "736x960", "960x736", "960x960"]
 
 
 def test_a_new_file_drops_the_old_ones_accuracy(repository: Path) -> None:

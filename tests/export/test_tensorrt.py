@@ -73,7 +73,7 @@ def test_a_plan_joins_the_manifest_and_is_kept(gpu: FakeGpu, repository: Path, t
     assert result.exit_code == 0, result.output
     (plan,) = manifest_of(repository).plans
     assert f"tiny-fp16: {plan.path}, " in result.output
-    assert "12 input sizes with up to 4 pictures" in result.output
+    assert "15 input sizes with up to 4 pictures" in result.output
     assert "AP.50 0.8765 at 640 on d (dev), of the ONNX file, not of the plan" in result.output
     assert (plan.variant, plan.precision, plan.max_batch, plan.tensorrt) == (
         "tiny-fp16", "fp16", 4, gpu.trt.module.__version__,
@@ -139,7 +139,7 @@ def test_options_reach_the_builder(gpu: FakeGpu, repository: Path, tmp_path: Pat
     [
         (["tiny", "--variant", "tiny"], "no tiny with plain NMS to build from: tiny has tiny (fp32, onnx NMS)"),
         (["tiny", "--variant", "d9"], "python -m export onnx CHECKPOINT --precision fp16 --nms plain"),
-        (["tiny", "--sizes", "100x100"], "--sizes: tiny has no 100x100; it has 256x320"),
+        (["tiny", "--sizes", "100x100"], "--sizes: tiny has no 100x100; it has 192x256"),
         (["tiny", "--hardware-compatible", "all"], "none, ampere_plus, same_compute_capability, not 'all'"),
         (["tiny", "--nms", "soft"], "--nms is plain or efficient, not 'soft'"),
         (["tiny", "--opt-batch", "9"], "batches go from 1 to 8; it cannot be tuned for 9"),
