@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from export.build import Origin, check_path, export_checkpoint, first_manifest, fresh_provenance
 from export.card import render_card
 from export.fresh import drawn_picture, fresh_detector
-from export.member import describe_file, save_onnx, with_accuracy, with_file, write_atomically, write_manifest
+from export.member import (
+    LONG_SIDES,
+    describe_file,
+    save_onnx,
+    with_accuracy,
+    with_file,
+    write_atomically,
+    write_manifest,
+)
 from export.onnx_graph import OPSET, export_onnx, store_half
 from export.quantize import quantize, worth_shipping
 from export.scoring import score, training_pictures
@@ -52,7 +60,7 @@ class Options:
     dataset: str = "faces"
     split: str = "dev"
     limit: int = 0
-    long_sides: tuple[int, ...] = (256, 320, 480, 640, 960)
+    long_sides: tuple[int, ...] = LONG_SIDES
     calibration: int = 160
     compared: int = 4
     threads: int = 0

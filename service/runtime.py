@@ -67,7 +67,6 @@ class Runtime:
         self._draining = False
         self._stop_building = threading.Event()
         self._failure: str | None = None
-        self._refreshing = False
 
     @property
     def ready(self) -> bool:
@@ -266,16 +265,9 @@ class Runtime:
         self._observer.dispatch("on_time" if reason == "on_time" else "degraded", batch)
         self._observer.predicted_vs_actual(predicted / max(seconds * 1e3, 1e-3), variant)
         loop = asyncio.get_running_loop()
-        if not self._refreshing:
-            self._refreshing = True
-            loop.call_later(_REFRESH_AFTER_S, self._refresh)
+        loop.call_later(_REFRESH_AFTER_S, self._models.refresh)
         if content := self._models.correction_due():
             loop.run_in_executor(None, self._models.save, content)
-
-    def _refresh(self) -> None:
-        self._refreshing = False
-        if self._models is not None:
-            self._models.refresh()
 
     def _finish(self, picture: Picture, ask: Ask, ran: Ran[_Found], queue_ms: float) -> Answer:
         assert self._models is not None

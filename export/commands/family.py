@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.commands.options import Data, Repo, Threads, numbers, reported
+from export.commands.options import LONG_SIDES, Data, Repo, Threads, numbers, reported
 from service.repository.manifest import MANIFEST_NAME
 from service.repository.store import RepositoryError, load_manifest
 
@@ -31,7 +31,7 @@ def export_all(
     dataset: Annotated[str, typer.Option(help="Name of the data in the manifest.")] = "faces",
     split: Annotated[str, typer.Option(help="Split to measure AP on.")] = "dev",
     limit: Annotated[int, typer.Option(min=0, help="Evenly spaced photos of it; 0 takes all.")] = 0,
-    long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = "256,320,480,640,960",
+    long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = LONG_SIDES,
     calibration: Annotated[int, typer.Option(min=1, help="Training photos that INT8 is calibrated on.")] = 160,
     threads: Threads = 0,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also a variant that computes in float16, for GPUs.")] = False,

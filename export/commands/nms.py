@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.commands.options import Data, Repo, manifest_of, numbers, reported
+from export.commands.options import LONG_SIDES, Data, Repo, manifest_of, numbers, reported
 
 if TYPE_CHECKING:
     from export.nms_report import Report
@@ -19,7 +19,7 @@ def nms(
     repository: Repo = Path("models"),
     splits: Annotated[str, typer.Option(help="Splits to take photos from, such as dev,train.")] = "dev",
     photos: Annotated[int, typer.Option(min=1, help="Photos of each split, those with the most faces.")] = 36,
-    long_sides: Annotated[str, typer.Option(help="Long sides of the input.")] = "256,320,480,640,960",
+    long_sides: Annotated[str, typer.Option(help="Long sides of the input.")] = LONG_SIDES,
     out: Annotated[Path | None, typer.Option(help="Also write the report here, as JSON.")] = None,
 ) -> None:
     """Count the iterations that Cluster-NMS needs, compare fewer with greedy NMS, and time it on the CPU and, where

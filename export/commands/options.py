@@ -18,6 +18,7 @@ Repo = Annotated[Path, typer.Option("--repository", help="Folder of the model re
 Data = Annotated[Path, typer.Option(help="Photos in WIDER Face's layout.")]
 Member = Annotated[str, typer.Argument(help="A member's name, such as d0.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
+LONG_SIDES = "256,320,480,640,960"  # those of `export.member`, which loads onnx: too slow for --help
 AGAIN = "stopped; what is finished stays"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from export.commands.options import Data, Member, Repo, manifest_of, numbers, reported
+from export.commands.options import LONG_SIDES, Data, Member, Repo, manifest_of, numbers, reported
 from service.repository.manifest import Accuracy
 
 
@@ -113,7 +113,7 @@ def accuracy(
     split: Annotated[str, typer.Option(help="Split of the data.")] = "dev",
     dataset: Annotated[str, typer.Option(help="Name of the data in the manifest.")] = "faces",
     repository: Repo = Path("models"),
-    long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = "256,320,480,640,960",
+    long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = LONG_SIDES,
     limit: Annotated[int, typer.Option(help="Evenly spaced photos; 0 takes all.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Also write the report at 640 of the first variant here.")] = None,
     measured: Annotated[

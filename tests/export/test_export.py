@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.card import render_card
-from export.member import describe_file, input_sizes, provenance_of, save_onnx, with_accuracy, with_file
+from export.commands import options
+from export.member import LONG_SIDES, describe_file, input_sizes, provenance_of, save_onnx, with_accuracy, with_file
 from export.onnx_graph import OPSET, export_onnx
 from export.quantize import quantize, worth_shipping
 from export.verify import compare_with_checkpoint, parity, verify_member
@@ -196,6 +197,7 @@ def test_the_rule_for_shipping_int8() -> None:
 
 
 def test_input_sizes_are_multiples_of_32_three_a_side() -> None:
+    assert options.numbers("--long-sides", options.LONG_SIDES) == LONG_SIDES
     sizes = [str(size) for size in input_sizes()]
     assert sizes[:3] == ["192x256", "256x192", "256x256"]
     assert sizes[3:9] == ["256x320", "320x256", "320x320", "384x480", "480x384", "480x480"]

@@ -10,7 +10,6 @@ from typing import ClassVar, NamedTuple
 
 from service.scheduling.policies.common import (
     ArmTable,
-    Batch,
     Remembered,
     run_late,
     run_on_time,
@@ -117,24 +116,26 @@ class RollOut:
             for arrival in come:
                 insort(rest[window.position[arrival.mask]], arrival.deadline_ms)
             count = sum(map(len, rest))
-            cost = self.wait_penalty * coming.misses(run.ms)
+            own = run.size * worths[run.arm] - self.wait_penalty * coming.misses(run.ms)
             # What it would be worth if everybody after it had the best arm in time.
-            bound = round((run.size * worths[run.arm] + count * most - cost) / (run.size + count), 12)
-            tries.append((bound, run, rest, cost))
+            bound = round((own + count * most) / (run.size + count), 12)
+            tries.append((bound, run, rest, count, own))
         tries.sort(key=lambda one: -one[0])
         best, best_value = tries[0][1], (-math.inf, 0.0)
-        for bound, run, rest, cost in tries:
+        for bound, run, rest, count, own in tries:
             if bound < best_value[0]:
                 break  # as are those after it
+            after = self._after(run.ms, rest, count, plans, table.arms)
             # Scores that differ by rounding only are equals.
-            score = round(self._score(run, rest, cost, plans, table.arms), 12)
-            best, best_value = max((best, best_value), (run, (score, -run.ms / run.size)), key=lambda one: one[1])
+            value = (round((own + after) / (run.size + count), 12), -run.ms / run.size)
+            if value > best_value:
+                best, best_value = run, value
         return run_on_time(found, best.arm, best.size)
 
-    def _score(self, run: Batch, rest: list[list[float]], cost: float, plans: Sequence[Plan], table: ArmTable) -> float:
-        """AP.50 a picture minus the misses' penalty, with the best of the plans for the rest. cost: of the run itself,
-        in the penalty's unit."""
-        count = sum(map(len, rest))
+    def _after(
+        self, start_ms: float, rest: list[list[float]], count: int, plans: Sequence[Plan], table: ArmTable
+    ) -> float:
+        """Summed AP.50 minus the misses' penalty of the rest, `count` pictures, by the best of the plans for them."""
         merged: dict[tuple[int, ...], list[float]] = {}
         best = -self.penalty * count
         # The slow plans are the accurate ones: once one keeps every deadline, most of the others need no trial.
@@ -142,9 +143,9 @@ class RollOut:
             groups = groups_of(plan, table, rest, merged)
             if sum([worth * len(deadlines) for worth, _, deadlines in groups]) <= best:
                 continue
-            worth, on_time = keep_deadlines(run.ms, groups)
+            worth, on_time = keep_deadlines(start_ms, groups)
             best = max(best, worth - self.penalty * (count - on_time))
-        return (run.size * table.worth[run.arm] + best - cost) / (run.size + count)
+        return best
 
     def _coming(self, expected: Expected, table: ArmTable, longest_ms: float) -> Coming:
         """Who is expected within `longest_ms`."""
