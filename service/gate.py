@@ -26,15 +26,18 @@ from service.settings import Settings
 
 @dataclass(slots=True)
 class Picture:
-    """One picture inside. arms: bits of those that may answer it; first: the input size it is decoded and fitted for;
-    before_ms: predicted decoding; predicted_ms: of the whole answer; late: let in without hope of being on time.
+    """One picture inside. arms: bits of those that may answer it; decode_for: the largest input size that may be run;
+    fit_for: the one that it is fitted to before that is decided; kind: of its budget; before_ms: predicted decoding;
+    predicted_ms: of the whole answer; late: let in without hope of being on time.
     """
 
     number: int
     data: bytes
     header: ImageHeader
     arms: int
-    first: InputSize
+    decode_for: InputSize
+    fit_for: InputSize
+    kind: int
     before_ms: float
     predicted_ms: float
     late: bool
@@ -54,14 +57,17 @@ class Gate:
         self._numbers = itertools.count()
         # Of the pictures inside that are to be on time and do not run yet.
         self._demands: dict[int, Demand] = {}
+        # Long side of the last run of a picture, by the kind of its budget.
+        self._sides: dict[int, int] = {}
         self._late = 0
         self._decoding_ms = 0.0
         self.inside = 0
         self._ways = lru_cache(maxsize=4096)(self._ways_of)
 
-    def starts(self, picture: Picture) -> None:
-        """The engine runs it now."""
+    def starts(self, picture: Picture, size: InputSize) -> None:
+        """The engine runs it now, at that input size."""
         self._demands.pop(picture.number, None)
+        self._sides[picture.kind] = size.long_side
 
     def decoded(self, picture: Picture) -> None:
         """It does not wait for a decoder any more, whatever came of it."""
@@ -95,7 +101,7 @@ class Gate:
                 retry_after_s=self.backlog_s(free_at),
             )
         present = list(self._demands.values())
-        on_time, finish, ahead_ms = True, now, self._decoding_ms
+        on_time, ahead_ms = True, self._decoding_ms
         starts: list[float] = []  # when each would be run, on its fastest arm
         for ways in options:
             best = min(ways, key=lambda way: way.total_ms)
@@ -108,22 +114,22 @@ class Gate:
             found = admit(demand, present, free_at)
             starts.append(found.finish - seconds)
             on_time = on_time and found.on_time and found.harmless
-            # Behind everybody it does no harm: a budget that long can be kept.
-            finish = max(finish, admit(replace(demand, deadline=math.inf), present, free_at).finish)
             present.append(demand)
         late = not on_time
-        if late:
-            self._refuse(ask, finish, free_at, len(pictures))
         demands = present[len(present) - len(pictures) :]
+        if late:
+            self._refuse(ask, self._behind(demands, free_at), free_at, len(pictures))
+        kind = round(math.log2(ask.budget_ms))
         admitted = []
         for (data, header), ways, demand in zip(pictures, options, demands, strict=True):
             wait_ms = 0.0 if late else max(starts[0] - now, 0.0) * 1e3
             choice = most_accurate(ways, ask.left_ms(), wait_ms)
             mask = self._mask(header, ask, choice.option.size.long_side)
             # What was decoded for one size serves every smaller one, should time run short meanwhile.
+            size = choice.option.size
             picture = Picture(
-                next(self._numbers), data, header, mask, choice.option.size, choice.option.before_ms,
-                (now - ask.received) * 1e3 + choice.predicted_ms, late,
+                next(self._numbers), data, header, mask, size, self._likely(kind, ways, size), kind,
+                choice.option.before_ms, (now - ask.received) * 1e3 + choice.predicted_ms, late,
             )  # fmt: skip
             if not late:
                 self._demands[picture.number] = demand
@@ -133,10 +139,27 @@ class Gate:
         self._late += late * len(admitted)
         return admitted
 
+    def _likely(self, kind: int, ways: Sequence[Option], most: InputSize) -> InputSize:
+        """The size at which it will probably be run, up to `most`: that of the last one of its kind, since under load
+        the policy gives less than a budget would allow. A wrong guess costs a second fitting, on the engine's thread.
+        """
+        side = self._sides.get(kind, most.long_side)
+        if side >= most.long_side:
+            return most
+        return next((way.size for way in ways if way.size.long_side == side), most)
+
     def _mask(self, header: ImageHeader, ask: Ask, most: int = 1 << 30) -> int:
         """Bits of the arms that the request allows, up to a long side."""
         index = self._models.index
         return index.narrowed(index.mask(header.width, header.height), ask.variant, ask.long_side, most)
+
+    def _behind(self, demands: Sequence[Demand], free_at: float) -> float:
+        """When the last of them would be done behind everybody, where they do no harm: a budget that long can be kept."""
+        present, finish = list(self._demands.values()), -math.inf
+        for demand in demands:
+            finish = max(finish, admit(replace(demand, deadline=math.inf), present, free_at).finish)
+            present.append(demand)
+        return finish
 
     def _refuse(self, ask: Ask, finish: float, free_at: float, count: int) -> None:
         """Raise what is told where pictures cannot be on time; pass where they are wanted late, within limits."""

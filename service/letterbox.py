@@ -60,4 +60,4 @@ def to_original(boxes: NDArray[np.float32], fitted: Fitted, width: int, height: 
     """Boxes [K, 4] in canvas pixels -> pixels of the original, clipped to it."""
     scale = np.array([fitted.scale_x, fitted.scale_y, fitted.scale_x, fitted.scale_y], dtype=np.float64)
     limit = np.array([width, height, width, height], dtype=np.float64)
-    return (boxes / scale).clip(0, limit).astype(np.float32)
+    return np.minimum(np.maximum(boxes / scale, 0.0), limit).astype(np.float32)

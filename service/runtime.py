@@ -43,7 +43,7 @@ _LATE_LIMIT_S = 10.0
 # A run that takes so many times its predicted p99, and at least so long, will never end.
 _HUNG_TIMES, _HUNG_S = 30.0, 30.0
 _RESTART_S = 10.0  # that clients wait for a new process
-_REFRESH_AFTER_S = 0.005  # behind a run, when its answers are on their way
+_LEARN_AFTER_S = 0.005  # behind a run, when its answers are sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Runtime:
         try:
             async with asyncio.timeout(max(expires - began, 0.0)):
                 picture.decoded, picture.fitted = await loop.run_in_executor(
-                    self._decoders, _prepare, picture.data, picture.header, picture.first
+                    self._decoders, _prepare, picture.data, picture.header, picture.decode_for, picture.fit_for
                 )
         except TimeoutError:
             gate.shed("expired")
@@ -206,8 +206,9 @@ class Runtime:
     async def _run(self, arm: int, pictures: Sequence[Picture]) -> Sequence[_Found]:
         """One batch on the engine's thread."""
         assert self._gate is not None
+        assert self._models is not None
         for picture in pictures:
-            self._gate.starts(picture)
+            self._gate.starts(picture, self._models.index.keys[arm][1])
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._engine, self._infer, arm, pictures)
         limit = self._limit_s(arm, len(pictures))
@@ -258,16 +259,19 @@ class Runtime:
         return [_Found(faces, fit) for faces, fit in zip(found, fitted, strict=True)]
 
     def _ran(self, arm: int, batch: int, seconds: float, reason: Reason) -> None:
+        """Learn of a run, a little later: now its answers are on their way."""
+        asyncio.get_running_loop().call_later(_LEARN_AFTER_S, self._learn, arm, batch, seconds, reason)
+
+    def _learn(self, arm: int, batch: int, seconds: float, reason: Reason) -> None:
         assert self._models is not None
         predicted = self._models.observe(arm, batch, seconds * 1e3)
         variant, _ = self._models.index.keys[arm]
         self._observer.stage("infer", seconds)
         self._observer.dispatch("on_time" if reason == "on_time" else "degraded", batch)
         self._observer.predicted_vs_actual(predicted / max(seconds * 1e3, 1e-3), variant)
-        loop = asyncio.get_running_loop()
-        loop.call_later(_REFRESH_AFTER_S, self._models.refresh)
+        self._models.refresh()
         if content := self._models.correction_due():
-            loop.run_in_executor(None, self._models.save, content)
+            asyncio.get_running_loop().run_in_executor(None, self._models.save, content)
 
     def _finish(self, picture: Picture, ask: Ask, ran: Ran[_Found], queue_ms: float) -> Answer:
         assert self._models is not None
@@ -275,8 +279,9 @@ class Runtime:
         loaded, arm, found = self._models.loaded[ran.arm.variant], ran.arm, ran.result
         width, height = picture.decoded.original_width, picture.decoded.original_height
         boxes = to_original(found.faces.boxes, found.fitted, width, height)
-        keep = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=math.inf) >= ask.min_face
-        keep &= found.faces.scores >= (ask.default_min_score if ask.min_score is None else ask.min_score)
+        keep = found.faces.scores >= (ask.default_min_score if ask.min_score is None else ask.min_score)
+        if ask.min_face > 0:
+            keep &= (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=math.inf) >= ask.min_face
         boxes, scores = boxes[keep][: ask.max_faces], found.faces.scores[keep][: ask.max_faces]
         total_ms = ask.budget_ms - ask.left_ms()
         observer = self._observer
@@ -292,7 +297,7 @@ class Runtime:
             engine=loaded.engine.kind,
             input_height=arm.size.height,
             input_width=arm.size.width,
-            ap50=self._models.ap50(arm.variant, arm.size.long_side),
+            ap50=arm.ap50 or None,
             budget_ms=ask.budget_ms,
             decode_ms=picture.decode_ms,
             queue_ms=queue_ms,
@@ -348,7 +353,7 @@ def _outcome(task: asyncio.Task[Answer]) -> Answer | AsfdError:
     raise error
 
 
-def _prepare(data: bytes, header: ImageHeader, size: InputSize) -> tuple[Decoded, Fitted]:
+def _prepare(data: bytes, header: ImageHeader, decode_for: InputSize, fit_for: InputSize) -> tuple[Decoded, Fitted]:
     """On a decoder's thread."""
-    decoded = decode(data, header, size.long_side)
-    return decoded, letterbox(decoded.pixels, size, decoded.original_width, decoded.original_height)
+    decoded = decode(data, header, decode_for.long_side)
+    return decoded, letterbox(decoded.pixels, fit_for, decoded.original_width, decoded.original_height)

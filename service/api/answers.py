@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
+from pydantic_core import to_json
 
 from service.contract import Answer
 from service.imaging.annotate import MAX_LONG_SIDE, ImageFormat, annotate
@@ -14,8 +14,7 @@ from service.imaging.decode import Decoded, ImageHeader, decode
 
 def answer_json(answer: Answer, total_ms: float, request_id: str) -> bytes:
     """Without validating what was just computed: with hundreds of faces that would cost more than it is worth."""
-    document = {**answer_document(answer, total_ms), "request_id": request_id}
-    return json.dumps(document, separators=(",", ":")).encode()
+    return to_json({**answer_document(answer, total_ms), "request_id": request_id})
 
 
 def answer_document(answer: Answer, total_ms: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from service.api.deps import Services, services_of
 from service.api.intake import ACCEPTED_TYPES, FIELD, read_picture
 from service.api.metrics import GONE_LATE
 from service.api.query import BUDGET_HEADER, Budget, budget_of, described_parameters, read_query
+from service.api.routes import PlainRoute
 from service.api.schemas import DetectAnswer, DetectQuery, Problem
 from service.contract import Answer, Ask
 from service.errors import NotReadyError
@@ -25,7 +26,7 @@ from service.settings import Settings
 
 T = TypeVar("T")
 
-router = APIRouter()
+router = APIRouter(route_class=PlainRoute)
 
 CLIENT_GONE = 499  # nobody reads it; it marks the log line and the metrics as nginx's convention does
 
@@ -174,18 +175,31 @@ def refuse_unless_ready(services: Services) -> None:
 
 
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`, and cancel it when the client closes the connection, so that nobody computes for nobody."""
-    job = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not job.done():
-            raise ClientGoneError
-        return job.result()
-    finally:
-        for task in (job, watch):
+    """Run `work`, and cancel it when the client closes the connection, so that nobody computes for nobody.
+
+    In the caller's task: one of its own would cost the answer two more turns of the event loop.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    left = over = False
+
+    def leave(watch: asyncio.Future[None]) -> None:
+        nonlocal left
+        if not over and not watch.cancelled():
+            left = True
             task.cancel()
-        await asyncio.gather(job, watch, return_exceptions=True)
+
+    watch = asyncio.ensure_future(_disconnected(receive))
+    watch.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if left and task.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
+    finally:
+        over = True  # `leave` may be on its way already
+        watch.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

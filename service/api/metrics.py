@@ -13,6 +13,7 @@ Labels are bounded: tiers and variants by the configuration, outcomes, reasons a
 from __future__ import annotations
 
 import platform
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -52,6 +53,8 @@ class Metrics:
 
     def __init__(self, tiers: Mapping[str, float]) -> None:
         self.registry = registry = CollectorRegistry()
+        # What is observed on the way of a request waits until its answer is sent: a dozen histograms take time.
+        self._noted: deque[Callable[[], None]] = deque()
         edges = sorted({*_LATENCY_EDGES, *(budget / 1e3 for budget in tiers.values())})
         self._requests = Counter(
             "asfd_requests", "Requests to /detect and /detect/batch.", ("tier", "variant", "outcome"), registry=registry
@@ -151,38 +154,44 @@ class Metrics:
 
     def request_done(self, context: RequestContext) -> None:
         """Count a request, and judge its pictures, once its answer was sent or it ended otherwise."""
+        self._settle()
         self._requests.labels(context.tier, context.variant, context.outcome or "unknown").inc()
         if context.tier != "none" and context.outcome not in CLIENT_FAULTS:
             self._judged.labels(context.tier).inc(context.pictures)
             self._in_time.labels(context.tier).inc(context.in_time)
             self._worth.labels(context.tier).inc(context.worth)
 
+    def _settle(self) -> None:
+        """Do what was noted while somebody waited for an answer."""
+        while self._noted:
+            self._noted.popleft()()
+
     def answered(self, tier: str, latency_seconds: float, budget_seconds: float) -> None:
         """A picture has its faces, in time or late."""
-        self._latency.labels(tier).observe(latency_seconds)
-        self._slack.observe(budget_seconds - latency_seconds)
+        self._noted.append(lambda: self._latency.labels(tier).observe(latency_seconds))
+        self._noted.append(lambda: self._slack.observe(budget_seconds - latency_seconds))
 
     def stage(self, name: str, seconds: float) -> None:
-        self._stages.labels(name).observe(seconds)
+        self._noted.append(lambda: self._stages.labels(name).observe(seconds))
 
     def dispatch(self, reason: str, batch_size: int) -> None:
-        self._dispatches.labels(reason).inc()
-        self._batch.observe(batch_size)
+        self._noted.append(lambda: self._dispatches.labels(reason).inc())
+        self._noted.append(lambda: self._batch.observe(batch_size))
 
     def shed(self, reason: str) -> None:
-        self._sheds.labels(reason).inc()
+        self._noted.append(lambda: self._sheds.labels(reason).inc())
 
     def predicted_vs_actual(self, ratio: float, variant: str) -> None:
-        self._ratio.labels(variant).observe(ratio)
+        self._noted.append(lambda: self._ratio.labels(variant).observe(ratio))
 
     def queue_wait(self, seconds: float) -> None:
-        self._queue_wait.observe(seconds)
+        self._noted.append(lambda: self._queue_wait.observe(seconds))
 
     def decision(self, seconds: float) -> None:
-        self._decisions.observe(seconds)
+        self._noted.append(lambda: self._decisions.observe(seconds))
 
     def faces(self, count: int) -> None:
-        self._faces.observe(count)
+        self._noted.append(lambda: self._faces.observe(count))
 
     def engine_chosen(self, variant: str, engine: str) -> None:
         self._engine_info.labels(variant, engine).set(1)
@@ -192,5 +201,6 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Text and its content type, in the form that the scraper prefers."""
+        self._settle()
         encoder, content_type = choose_encoder(accept)
         return encoder(self.registry), content_type

@@ -64,12 +64,30 @@ def sheds(gate: Gate) -> list[str]:
 
 def test_a_picture_is_decoded_for_the_best_that_its_budget_allows(gate: Gate) -> None:
     (ample,) = enter(gate, ask(9.0))
-    assert ample.first.long_side == 128
+    assert ample.decode_for.long_side == 128
     assert not ample.late
     # It waits for the first, on its fastest arm, so that four seconds are too long.
     (tight,) = enter(gate, ask(2.5))
-    assert tight.first.long_side == 64
+    assert tight.decode_for.long_side == 64
     assert bin(tight.arms).count("1") == 2  # both variants, at this size
+
+
+def test_a_picture_is_fitted_for_the_size_that_the_last_one_of_its_budget_had(gate: Gate) -> None:
+    (first,) = enter(gate, ask(9.0))
+    assert first.fit_for == first.decode_for
+    small = min((size for _, size in gate._models.index.keys), key=lambda size: size.height * size.width)
+    gate.starts(first, small)
+    (second,) = enter(gate, ask(19.0))  # another kind of budget: nothing is known of it
+    assert second.fit_for == second.decode_for
+    (third,) = enter(gate, ask(6.5), free_in=3.0)
+    assert (third.decode_for, third.fit_for) == (small, small)  # nothing larger fits
+    for picture in (second, third):
+        gate.leaves(picture)
+    (fourth,) = enter(gate, ask(9.0))
+    assert (fourth.decode_for.long_side, fourth.fit_for) == (128, small)
+    gate.starts(fourth, fourth.decode_for)
+    (fifth,) = enter(gate, ask(9.0))
+    assert fifth.fit_for == fifth.decode_for
 
 
 def test_who_cannot_be_on_time_is_refused_with_what_would_be(gate: Gate) -> None:
@@ -109,7 +127,7 @@ def test_places_are_counted_in_pictures_and_given_back(gate: Gate) -> None:
     assert sheds(gate) == ["queue_full"] * 2
     for picture in inside:
         gate.decoded(picture)
-        gate.starts(picture)
+        gate.starts(picture, picture.fit_for)
         gate.leaves(picture)
     assert (gate.inside, gate.backlog_s(0.0)) == (0, 0.0)
     assert gate._decoding_ms == pytest.approx(0.0)
@@ -121,10 +139,10 @@ def test_several_pictures_share_one_budget(gate: Gate) -> None:
     assert 3000 <= refused.value.extra["smallest_feasible_ms"] <= 3200
     assert gate.inside == 0
     inside = enter(gate, ask(3.5), count=3)
-    assert [picture.first.long_side for picture in inside] == [64] * 3
+    assert [picture.decode_for.long_side for picture in inside] == [64] * 3
     for picture in inside:
         gate.leaves(picture)
-    assert [p.first.long_side for p in enter(gate, ask(12.5), count=3)] == [128] * 3
+    assert [p.decode_for.long_side for p in enter(gate, ask(12.5), count=3)] == [128] * 3
 
 
 def test_what_runs_is_waited_for(gate: Gate) -> None:

@@ -189,6 +189,7 @@ def test_draining_refuses_and_the_profile_is_reused(settings: Settings) -> None:
 def test_variants_describe_themselves(settings: Settings) -> None:
     async def scenario(runtime: Runtime) -> None:
         await detect(runtime, photo())
+        await asyncio.sleep(0.1)  # it learns of the run once the answer is on its way
         described = {v["variant"]: v for v in runtime.variants}
         assert set(described) == {"d0", "d1"}
         assert sum(size["runs_seen"] for size in described["d1"]["inputs"]) == 1

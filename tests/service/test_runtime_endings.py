@@ -46,10 +46,10 @@ def _held_decoder(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thr
     begun, gate = threading.Event(), threading.Event()
     real = runtime_module._prepare
 
-    def held(data: bytes, header: ImageHeader, size: InputSize) -> tuple[object, Fitted]:
+    def held(data: bytes, header: ImageHeader, *sizes: InputSize) -> tuple[object, Fitted]:
         begun.set()
         gate.wait(PATIENCE_S)
-        return real(data, header, size)
+        return real(data, header, *sizes)
 
     monkeypatch.setattr(runtime_module, "_prepare", held)
     return begun, gate

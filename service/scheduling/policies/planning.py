@@ -133,7 +133,9 @@ def first_runs(now: float, hopeful: Sequence[Waiting], table: PlanTable, masks: 
     largest = [run for run in largest_batches(now, hopeful, table.arms) if run.arm in keep]
     largest.sort(key=lambda run: (one_ms[run.arm], run.arm))
     alone = all(run.size == 1 for run in largest)
-    runs = thinned(largest, most if alone else max(1, most * 2 // 3))
+    if alone:
+        return thinned(largest, most)
+    runs = thinned(largest, max(1, most * 2 // 3))
     ladders = [[(run.arm, size) for size in _smaller(run.size)] for run in runs]
     longest = max(map(len, ladders))
     by_turns = chain.from_iterable([ladder[i] for ladder in ladders if i < len(ladder)] for i in range(longest))
@@ -163,6 +165,13 @@ class Window:
         self._deadlines: list[list[float]] = [[] for _ in masks]
         for c, picture in zip(self._classes, pictures, strict=True):
             self._deadlines[c].append((picture.deadline - now) * 1e3)
+
+    def left(self, run: Batch) -> int:
+        """How many pictures `without` leaves."""
+        if run.size == 1:
+            return len(self._classes) - 1
+        allowed = sum([len(self._deadlines[c]) for c, mask in enumerate(self.masks) if mask >> run.arm & 1])
+        return len(self._classes) - min(run.size, allowed)
 
     def without(self, run: Batch) -> list[list[float]]:
         """Deadlines a class once the run's pictures, the first that allow its arm, are gone; new lists."""

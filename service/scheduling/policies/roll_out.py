@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
@@ -48,6 +48,11 @@ class Coming:
     tight: tuple[Arrival, ...] = ()
     per_ms: float = 0.0
     spares_ms: tuple[float, ...] = ()
+
+    def during(self, run_ms: float, tight_chance: float) -> tuple[Arrival, ...]:
+        """Those who come during a run, the tight one where at least `tight_chance` pictures are expected."""
+        come = self.arrivals[: bisect_left(self.arrivals, (run_ms,))]
+        return come + self.tight if self.per_ms * run_ms >= tight_chance else come
 
     def misses(self, run_ms: float) -> float:
         """How many of those who come during a run are expected to miss because it lasts: who can wait for `spare_ms`
@@ -109,22 +114,20 @@ class RollOut:
         worths, most = table.arms.worth, max(table.arms.worth[k] for k in table.undominated(window.masks))
         tries = []
         for run in first_runs(now, found.hopeful, table, tuple(sorted(waiting)), self.candidates):
-            rest = window.without(run)
-            come = [arrival for arrival in coming.arrivals if arrival.at_ms < run.ms]
-            if coming.per_ms * run.ms >= self.tight_chance:
-                come.extend(coming.tight)
-            for arrival in come:
-                insort(rest[window.position[arrival.mask]], arrival.deadline_ms)
-            count = sum(map(len, rest))
+            come = coming.during(run.ms, self.tight_chance)
+            count = window.left(run) + len(come)
             own = run.size * worths[run.arm] - self.wait_penalty * coming.misses(run.ms)
             # What it would be worth if everybody after it had the best arm in time.
             bound = round((own + count * most) / (run.size + count), 12)
-            tries.append((bound, run, rest, count, own))
+            tries.append((bound, run, come, count, own))
         tries.sort(key=lambda one: -one[0])
         best, best_value = tries[0][1], (-math.inf, 0.0)
-        for bound, run, rest, count, own in tries:
+        for bound, run, come, count, own in tries:
             if bound < best_value[0]:
                 break  # as are those after it
+            rest = window.without(run)
+            for arrival in come:
+                insort(rest[window.position[arrival.mask]], arrival.deadline_ms)
             after = self._after(run.ms, rest, count, plans, table.arms)
             # Scores that differ by rounding only are equals.
             value = (round((own + after) / (run.size + count), 12), -run.ms / run.size)
