@@ -154,7 +154,7 @@ class Gate:
         return index.narrowed(index.mask(header.width, header.height), ask.variant, ask.long_side, most)
 
     def _behind(self, demands: Sequence[Demand], free_at: float) -> float:
-        """When the last of them would be done behind everybody, where they do no harm: a budget that long can be kept."""
+        """When the last of them would be done behind everybody, harming nobody: a budget that long can be kept."""
         present, finish = list(self._demands.values()), -math.inf
         for demand in demands:
             finish = max(finish, admit(replace(demand, deadline=math.inf), present, free_at).finish)

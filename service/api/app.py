@@ -61,11 +61,13 @@ def create_app(settings: Settings | None = None, make_detector: DetectorFactory 
     app.include_router(detect_batch.router)
     app.include_router(info.router)
 
+    direct = {"/detect": detect.detect, "/detect/batch": detect_batch.detect_batch}
+
     def done(path: str, context: RequestContext) -> None:
-        if path in ("/detect", "/detect/batch"):
+        if path in direct:
             metrics.request_done(context)
 
-    app.add_middleware(RequestMiddleware, state=services.state, on_done=done)
+    app.add_middleware(RequestMiddleware, state=services.state, on_done=done, direct=direct)
     return app
 
 

@@ -17,7 +17,6 @@ from service.api.deps import Services, services_of
 from service.api.intake import ACCEPTED_TYPES, FIELD, read_picture
 from service.api.metrics import GONE_LATE
 from service.api.query import BUDGET_HEADER, Budget, budget_of, described_parameters, read_query
-from service.api.routes import PlainRoute
 from service.api.schemas import DetectAnswer, DetectQuery, Problem
 from service.contract import Answer, Ask
 from service.errors import NotReadyError
@@ -26,7 +25,7 @@ from service.settings import Settings
 
 T = TypeVar("T")
 
-router = APIRouter(route_class=PlainRoute)
+router = APIRouter()
 
 CLIENT_GONE = 499  # nobody reads it; it marks the log line and the metrics as nginx's convention does
 

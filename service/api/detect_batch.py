@@ -23,13 +23,12 @@ from service.api.detect import (
 from service.api.intake import FIELD, Part, read_pictures
 from service.api.problems import problem_document
 from service.api.query import BUDGET_HEADER, budget_of, described_parameters, read_query
-from service.api.routes import PlainRoute
 from service.api.schemas import BatchAnswer
 from service.contract import Answer
 from service.errors import AsfdError, BadParameterError
 from service.imaging.decode import ImageHeader, Limits, inspect
 
-router = APIRouter(route_class=PlainRoute)
+router = APIRouter()
 
 _REQUEST_BODY = {
     "required": True,

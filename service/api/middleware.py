@@ -6,15 +6,19 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.context import RequestContext, ServerState, new_context
-from service.api.problems import MEDIA_TYPE, problem_body
+from service.api.context import RequestContext, ServerState, context_of, new_context
+from service.api.problems import MEDIA_TYPE, answer_error, problem_body
 from service.errors import AsfdError
 
 _LOG = logging.getLogger("asfd.request")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 # A client that still sends when the connection closes may never see the answer, so the rest of a refused body is read
 # and dropped, within these bounds.
@@ -26,13 +30,22 @@ _QUIET_PATHS = frozenset(("/health/live", "/health/ready", "/metrics"))
 class RequestMiddleware:
     """Pure ASGI, so that it sees the request's first message and adds no copy of bodies.
 
-    on_done: called once a request, after its answer was sent.
+    on_done: called once a request, after its answer was sent. direct: what answers POST to a path. FastAPI has these
+    as routes too, for its documentation and for other methods, but its way to them costs the event loop as much as
+    admission does.
     """
 
-    def __init__(self, app: ASGIApp, state: ServerState, on_done: Callable[[str, RequestContext], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        state: ServerState,
+        on_done: Callable[[str, RequestContext], None],
+        direct: Mapping[str, Endpoint],
+    ) -> None:
         self._app = app
         self._state = state
         self._on_done = on_done
+        self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,7 +55,11 @@ class RequestMiddleware:
         exchange = _Exchange(scope, receive, send, context)
         self._state.in_flight += 1
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            endpoint = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
+            if endpoint is None:
+                await self._app(scope, exchange.receive, exchange.send)
+            else:
+                await _answer(endpoint, scope, exchange)
         except Exception:
             _LOG.exception("request %s failed", context.request_id)
             context.outcome = "internal_error"
@@ -111,6 +128,14 @@ class _Exchange:
                     left -= len(message.get("body", b""))
         except TimeoutError:
             pass
+
+
+async def _answer(endpoint: Endpoint, scope: Scope, exchange: _Exchange) -> None:
+    try:
+        response = await endpoint(Request(scope, exchange.receive))
+    except AsfdError as error:
+        response = answer_error(context_of(scope), error)
+    await response(scope, exchange.receive, exchange.send)
 
 
 def _log_line(scope: Scope, context: RequestContext) -> None:

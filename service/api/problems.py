@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.context import context_of
+from service.api.context import RequestContext, context_of
 from service.errors import AsfdError, BadParameterError, NoSuchPageError, WrongMethodError
 
 MEDIA_TYPE = "application/problem+json"
@@ -42,6 +42,13 @@ def problem_response(error: AsfdError, request_id: str) -> Response:
     )
 
 
+def answer_error(context: RequestContext, error: AsfdError) -> Response:
+    """The answer to a request that ends with `error`, which the request's log line and metrics then show."""
+    context.outcome = context.outcome or error.type_slug.replace("-", "_")
+    context.notes.setdefault("problem", error.detail)
+    return problem_response(error, context.request_id)
+
+
 def validation_problem(error: ValidationError, known: Sequence[str]) -> BadParameterError:
     """The first complaint of pydantic about a query as a sentence; `known` lists the parameters that there are."""
     item = error.errors()[0]
@@ -64,14 +71,11 @@ def install(app: FastAPI) -> None:
 
     async def asfd_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, AsfdError)
-        context = context_of(request.scope)
-        context.outcome = context.outcome or error.type_slug.replace("-", "_")
-        context.notes.setdefault("problem", error.detail)
-        return problem_response(error, context.request_id)
+        return answer_error(context_of(request.scope), error)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return await asfd_error(request, _from_starlette(request, error))
+        return answer_error(context_of(request.scope), _from_starlette(request, error))
 
     app.add_exception_handler(AsfdError, asfd_error)
     app.add_exception_handler(HTTPException, http_error)

@@ -103,3 +103,11 @@ def test_plain_answers_are_json(path: str) -> None:
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert json.loads(response.text)
+
+
+def test_what_the_middleware_answers_itself_is_in_the_documentation() -> None:
+    with serving() as client:
+        documented = client.get("/openapi.json").json()["paths"]
+        for path in ("/detect", "/detect/batch"):
+            assert list(documented[path]) == ["post"]
+            assert client.get(path).headers["allow"] == "POST"  # other methods go the framework's way
