@@ -15,6 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
+from export.stem import drop_rounding, overrides, take_pixels
 from service.letterbox import fitting_size, letterbox
 from service.repository.manifest import InputSize
 
@@ -53,24 +54,32 @@ def quantize(
     pictures: `count` uint8 [h, w, 3] arrays, each letterboxed to `long_side` by `long_side`. gpu: in the form that
     TensorRT takes, from a graph with plain NMS; what lies between convolutions then keeps float32.
 
-    Weights have seven bits for CPUs: those without VNNI add two products of eight bits in sixteen, which overflows.
+    Weights have seven bits for CPUs: those without VNNI add two products of eight bits in sixteen, which overflows. The
+    first convolution takes the pixels as they are there (`export.stem`).
     """
     sizes = (InputSize(height=long_side, width=long_side),)
     with tempfile.TemporaryDirectory() as folder:
         prepared, out = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        graph = onnx.load(prepared).graph
+        model = onnx.load(prepared)
+        stem = None if gpu else take_pixels(model)
+        if stem is not None:
+            onnx.save(model, prepared)
         quantize_static(
             str(prepared), str(out), _Pictures(pictures, count, sizes), quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"] if gpu else ["Conv", "Add", "Relu", "MaxPool"], per_channel=True,
             activation_type=QuantType.QInt8 if gpu else QuantType.QUInt8,
             weight_type=QuantType.QInt8, reduce_range=not gpu, calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=_tail(graph),
+            nodes_to_exclude=_tail(model.graph),
             extra_options={
                 "CalibMovingAverage": True, "CalibMovingAverageConstant": 0.05, **(_FOR_GPUS if gpu else {}),
+                **({} if stem is None else {"TensorQuantOverrides": overrides(stem)}),
             },
         )  # fmt: skip
-        return onnx.load(out)
+        quantised = onnx.load(out)
+        if stem is not None:
+            drop_rounding(quantised)
+        return quantised
 
 
 def _tail(graph: Any) -> list[str]:

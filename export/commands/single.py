@@ -114,26 +114,30 @@ def accuracy(
     dataset: Annotated[str, typer.Option(help="Name of the data in the manifest.")] = "faces",
     repository: Repo = Path("models"),
     long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = LONG_SIDES,
+    variants: Annotated[str, typer.Option(help="Variants to measure, with commas between; none: all.")] = "",
     limit: Annotated[int, typer.Option(help="Evenly spaced photos; 0 takes all.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Also write the report at 640 of the first variant here.")] = None,
     measured: Annotated[
         Path | None, typer.Option(help="Take the rows from this JSON of `make bench-accuracy` instead of measuring.")
     ] = None,
 ) -> None:
-    """Measure AP of every variant of MEMBER through ONNX Runtime and put it into the manifest."""
+    """Measure AP of MEMBER's variants through ONNX Runtime and put it into the manifest."""
     with reported("stopped; the rows measured so far are in the manifest"):
         from export.member import rows_of_benchmark, with_accuracy, write_atomically, write_manifest
         from export.scoring import score
 
         manifest = manifest_of(repository, member)
         folder = repository / member
-        first = manifest.files[0].variant
         if measured:
             rows = rows_of_benchmark(json.loads(measured.read_text(encoding="utf-8")), manifest)
             write_manifest(folder, with_accuracy(manifest, rows))
             typer.echo(f"{len(rows)} rows of {measured} for {', '.join(sorted({row.variant for row in rows}))}")
             return
-        for file in manifest.files:
+        names = [file.variant for file in manifest.files]
+        wanted = [name for name in variants.split(",") if name] or names
+        if strangers := [name for name in wanted if name not in names]:
+            raise ValueError(f"{member} has no variant {', '.join(strangers)}; it has {', '.join(names)}")
+        for file in (file for file in manifest.files if file.variant in wanted):
             for side in numbers("--long-sides", long_sides):
                 found, ms = score(folder / file.path, file.variant, manifest, side, data, split, limit)
                 row = Accuracy(
@@ -144,7 +148,7 @@ def accuracy(
                 manifest = with_accuracy(manifest, (row,))
                 write_manifest(folder, manifest)
                 typer.echo(f"{file.variant} at {side}: AP.50 {row.ap50:.4f}, AP {row.ap:.4f}, {ms:.1f} ms")
-                if report and file.variant == first and side == 640:
+                if report and file.variant == wanted[0] and side == 640:
                     write_atomically(report, found.to_json().encode())
 
 

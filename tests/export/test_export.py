@@ -181,6 +181,9 @@ def test_int8_keeps_the_contract_and_quantises_the_backbone(repository: Path, cr
     model = quantize(source, iter(tiles), len(tiles), 320)
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("DequantizeLinear") > kinds.count("Conv") / 2
+    stem = next(node for node in model.graph.node if node.op_type == "Conv")
+    eight = next(node for node in model.graph.node if node.output[0] == stem.input[0])
+    assert (eight.op_type, eight.input[0]) == ("DequantizeLinear", "stem/blocks")  # the pixels, as they are
     path = tmp_path / "int8.onnx"
     save_onnx(model, path)
     found, alone = open_cpu("tiny-int8", path).run(np.stack([crowd[:320, :320]] * 2))

@@ -69,6 +69,19 @@ def test_the_variant_joins_the_manifest_and_no_cpu_serves_it(repository: Path) -
         load_repository(repository / "tiny")
 
 
+def test_one_variant_alone_is_measured(repository: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "models"
+    shutil.copytree(repository, copy)
+    command = ["accuracy", "tiny", "--repository", str(copy), "--data", str(repository.parent / "data"), "--variants"]
+    result = CliRunner().invoke(app, [*command, "tiny-int8-gpu", "--long-sides", "320"])
+    assert result.exit_code == 0, result.output
+    (row,) = load_manifest(copy / "tiny" / "manifest.json").accuracy
+    assert (row.variant, row.long_side) == ("tiny-int8-gpu", 320)
+    result = CliRunner().invoke(app, [*command, "tiny,small"])
+    assert result.exit_code == 2
+    assert "tiny has no variant small; it has tiny, tiny-int8-gpu" in " ".join(result.output.split())
+
+
 def test_quantisation_is_what_tensorrt_takes(repository: Path) -> None:
     model = onnx.load(repository / "tiny" / "tiny-int8-gpu.onnx")
     graph = model.graph
