@@ -62,8 +62,8 @@ def quantize(
         prepared, out = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         model = onnx.load(prepared)
-        stem = None if gpu else take_pixels(model)
-        if stem is not None:
+        offset = None if gpu else take_pixels(model)
+        if offset is not None:
             onnx.save(model, prepared)
         quantize_static(
             str(prepared), str(out), _Pictures(pictures, count, sizes), quant_format=QuantFormat.QDQ,
@@ -73,11 +73,11 @@ def quantize(
             nodes_to_exclude=_tail(model.graph),
             extra_options={
                 "CalibMovingAverage": True, "CalibMovingAverageConstant": 0.05, **(_FOR_GPUS if gpu else {}),
-                **({} if stem is None else {"TensorQuantOverrides": overrides(stem)}),
+                **({} if offset is None else {"TensorQuantOverrides": overrides(offset)}),
             },
         )  # fmt: skip
         quantised = onnx.load(out)
-        if stem is not None:
+        if offset is not None:
             drop_rounding(quantised)
         return quantised
 

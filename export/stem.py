@@ -8,7 +8,6 @@ biases, so that nothing is left to be computed, or rounded, before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 PIXELS = "stem/pixels"
-"""The tensor that stands for pixels less `Stem.offset`, in blocks; scale 1 and that zero point quantise it exactly."""
+"""The tensor of pixels less an offset, in blocks; scale 1 and the offset as zero point quantise it exactly."""
 
 _BLOCKS, _WEIGHT, _BIAS = "stem/blocks", "stem/weight", "stem/bias"
 
 
-@dataclass(frozen=True)
-class Stem:
-    """offset: the pixel value, 0 to 255, that padding has: the mean of the channels' means, which each are within a few
-    values of it. Only what padding touches differs from the network, by that little."""
-
-    offset: int
-
-
-def take_pixels(model: onnx.ModelProto) -> Stem | None:
+def take_pixels(model: onnx.ModelProto) -> int | None:
     """Rewrite `images -> Transpose and Cast -> Sub -> Div -> Conv` in place, in float32.
 
-    None, and nothing changed, where the graph does not begin so or the convolution is no 7x7 one of stride 2 and
-    padding 3.
+    Returns the offset, 0 to 255: the pixel value that padding has, the mean of the channels' means, which are each
+    within a few values of it; only what padding touches differs from the network, by that little. None, and nothing
+    changed, where the graph does not begin so or the convolution is no 7x7 one of stride 2 and padding 3. The
+    rewritten graph takes pictures of even sides.
     """
     found = _match(model.graph)
     if found is None:
@@ -45,12 +38,12 @@ def take_pixels(model: onnx.ModelProto) -> Stem | None:
     shifted = bias + (scaled.sum(axis=(2, 3)) * (offset - mean)).sum(axis=1)
     _replace(model.graph, conv, offset, blocked(scaled), shifted)
     onnx.checker.check_model(model)
-    return Stem(offset)
+    return offset
 
 
-def overrides(stem: Stem) -> dict[str, list[dict[str, NDArray[Any]]]]:
+def overrides(offset: int) -> dict[str, list[dict[str, NDArray[Any]]]]:
     """ONNX Runtime's `TensorQuantOverrides`: how the pixels are quantised, whatever calibration sees."""
-    return {PIXELS: [{"scale": np.array(1.0, np.float32), "zero_point": np.array(stem.offset, np.uint8)}]}
+    return {PIXELS: [{"scale": np.array(1.0, np.float32), "zero_point": np.array(offset, np.uint8)}]}
 
 
 def drop_rounding(model: onnx.ModelProto) -> None:

@@ -36,17 +36,12 @@ def problem_body(error: AsfdError, request_id: str) -> bytes:
     return json.dumps(document, ensure_ascii=False, default=str).encode("utf-8", "replace")
 
 
-def problem_response(error: AsfdError, request_id: str) -> Response:
-    return Response(
-        problem_body(error, request_id), status_code=error.status, media_type=MEDIA_TYPE, headers=error.headers
-    )
-
-
 def answer_error(context: RequestContext, error: AsfdError) -> Response:
     """The answer to a request that ends with `error`, which the request's log line and metrics then show."""
     context.outcome = context.outcome or error.type_slug.replace("-", "_")
     context.notes.setdefault("problem", error.detail)
-    return problem_response(error, context.request_id)
+    body = problem_body(error, context.request_id)
+    return Response(body, status_code=error.status, media_type=MEDIA_TYPE, headers=error.headers)
 
 
 def validation_problem(error: ValidationError, known: Sequence[str]) -> BadParameterError:

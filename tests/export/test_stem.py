@@ -54,9 +54,7 @@ def pixels() -> NDArray[np.uint8]:
 def test_equal_everywhere_where_padding_is_the_mean(pixels: NDArray[np.uint8]) -> None:
     model = network((120.0, 120.0, 120.0), IMAGENET[1])
     before = run(model, pixels)
-    stem = take_pixels(model)
-    assert stem is not None
-    assert stem.offset == 120
+    assert take_pixels(model) == 120
     assert [node.op_type for node in model.graph.node] == ["Transpose", "SpaceToDepth", "Cast", "Sub", "Conv"]
     np.testing.assert_allclose(run(model, pixels), before, atol=1e-4)
 
@@ -88,9 +86,9 @@ def test_blocks_hold_every_weight_once() -> None:
 
 def test_pixels_that_are_quantised_otherwise_are_refused() -> None:
     model = network(*IMAGENET)
-    stem = take_pixels(model)
-    assert stem is not None
-    ((wanted,),) = overrides(stem).values()
+    offset = take_pixels(model)
+    assert offset is not None
+    ((wanted,),) = overrides(offset).values()
     assert (float(wanted["scale"]), int(wanted["zero_point"])) == (1.0, 114)
     graph = model.graph
     graph.initializer.extend(

@@ -86,30 +86,19 @@ def test_a_client_that_leaves_ends_the_work() -> None:
     run(scenario())
 
 
-def test_a_cancelled_request_stays_cancelled() -> None:
+@pytest.mark.parametrize("left", [False, True])
+def test_a_cancelled_request_stays_cancelled(left: bool) -> None:
     async def scenario() -> None:
         connection, work = Connection(), Work()
         request = asyncio.create_task(unless_client_leaves(connection.receive, work()))
         await asyncio.sleep(0.02)
         request.cancel()
+        if left:
+            connection.gone.set()  # at the same moment
         with pytest.raises(asyncio.CancelledError):
             await request
         assert work.cancelled
         assert connection.ended
-
-    run(scenario())
-
-
-def test_cancelled_and_left_at_once_is_cancelled() -> None:
-    async def scenario() -> None:
-        connection, work = Connection(), Work()
-        request = asyncio.create_task(unless_client_leaves(connection.receive, work()))
-        await asyncio.sleep(0.02)
-        request.cancel()
-        connection.gone.set()
-        with pytest.raises(asyncio.CancelledError):
-            await request
-        assert work.cancelled
 
     run(scenario())
 

@@ -154,9 +154,8 @@ class RollOut:
         """Who is expected within `longest_ms`."""
         mix = []
         if expected.rate > 0:
-            known = table.fastest_ms
             for seconds, mask in expected.mix:
-                spare = seconds * 1e3 - (known[mask] if mask in known else table.soonest_ms(mask))
+                spare = seconds * 1e3 - table.soonest_ms(mask)
                 # Those that nothing could answer in time, even alone, tell nothing.
                 if 0 <= spare < math.inf:
                     mix.append((spare, seconds * 1e3, mask))
