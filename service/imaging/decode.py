@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import AsfdError, TooLargeError, UndecodableImageError, UnsupportedTypeError
+from service.imaging.essentials import essentials
 from service.imaging.sniff import ACCEPTED, Format, accepted_format, known_foreign_type
 
 _LOG = logging.getLogger(__name__)
@@ -33,9 +34,8 @@ _UPRIGHT: dict[int, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Usual progressive files have about ten scans. Each one costs a pass over all pixels, so a small file with thousands
-# of them would keep a thread busy for minutes.
-_MAX_JPEG_SCANS = 48
+# EXIF of a JPEG fits into 64 KiB, twice as much in hexadecimal. Other formats set no limit, and every entry costs time.
+_MAX_EXIF_BYTES = 1 << 17
 # PNG and WebP cannot be decoded at a fraction. Shrinking by whole factors first saves memory and time in what follows;
 # keeping twice the side that is wanted leaves the filtering to the letterbox.
 _REDUCING_GAP = 2
@@ -94,8 +94,7 @@ def inspect(data: bytes, limits: Limits) -> ImageHeader:
                 extra={"found": foreign, "accepted": ["image/jpeg", "image/png", "image/webp"]},
             )
         raise UndecodableImageError(f"The body is not a picture that is known here. Send {ACCEPTED}.")
-    if file_format == "JPEG":
-        _refuse_many_scans(data)
+    data, size_bytes = essentials(data, file_format), len(data)
     try:
         with Image.open(io.BytesIO(data), formats=(file_format,)) as image:
             width, height = image.size
@@ -114,7 +113,7 @@ def inspect(data: bytes, limits: Limits) -> ImageHeader:
         ) from None
     if orientation >= 5:
         width, height = height, width
-    return ImageHeader(file_format, width, height, orientation, mode, len(data))
+    return ImageHeader(file_format, width, height, orientation, mode, size_bytes)
 
 
 def decode(data: bytes, header: ImageHeader, long_side: int | None = None) -> Decoded:
@@ -125,12 +124,13 @@ def decode(data: bytes, header: ImageHeader, long_side: int | None = None) -> De
     decoding. None keeps the original size. Raises `UndecodableImageError` for damaged pixel data.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
+        with Image.open(io.BytesIO(essentials(data, header.format)), formats=(header.format,)) as image:
             if long_side is not None and header.format == "JPEG":
                 _draft(image, long_side)
             image.load()
-            picture: Image.Image = image
+            picture = _eight_bit(image)
             if long_side is not None and header.format != "JPEG":
+                # Before anything else: sixteen bits, palettes and transparency take several times the memory of RGB.
                 picture = _reduce(picture, long_side)
             picture = _rgb(picture)
             turn = _UPRIGHT.get(header.orientation)
@@ -148,15 +148,6 @@ def decode(data: bytes, header: ImageHeader, long_side: int | None = None) -> De
             "Check that the whole file was sent."
         ) from None
     return Decoded(pixels, header.width, header.height)
-
-
-def _refuse_many_scans(data: bytes) -> None:
-    # 0xFF inside compressed data is always followed by 0x00, so this pair is a start of scan.
-    scans = data.count(b"\xff\xda")
-    if scans > _MAX_JPEG_SCANS:
-        raise UndecodableImageError(
-            f"The JPEG has {scans} scans; at most {_MAX_JPEG_SCANS} are decoded. Save it again with usual settings."
-        )
 
 
 def _refuse_many_pixels(width: int, height: int, limits: Limits) -> None:
@@ -179,6 +170,9 @@ def _shown(file_format: Format) -> str:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 where there is none or it is damaged: a bad tag must not cost the client the picture."""
+    said = (image.info.get(name) or b"" for name in ("exif", "Raw profile type exif"))
+    if any(len(one) > _MAX_EXIF_BYTES for one in said):
+        return 1
     try:
         # The base class's method, because PNG's own decodes the whole picture in search of a chunk behind it.
         value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
@@ -197,24 +191,25 @@ def _draft(image: Image.Image, long_side: int) -> None:
         image.draft(None, (max(1, width * long_side // longest), max(1, height * long_side // longest)))
 
 
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """L, RGB or CMYK, with alpha where anything is transparent: what can be averaged over neighbours."""
+    if image.mode.startswith("I"):  # 16-bit greyscale
+        high = np.asarray(image) >> 8
+        return Image.fromarray(np.clip(high, 0, 255, out=high).astype(np.uint8))
+    if image.has_transparency_data:
+        return image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    return image.convert("L") if image.mode == "1" else image.convert("RGB") if image.mode == "P" else image
+
+
 def _reduce(image: Image.Image, long_side: int) -> Image.Image:
     factor = max(image.size) // (_REDUCING_GAP * long_side)
-    if factor < 2 or image.mode not in ("RGB", "RGBA", "L", "LA"):
-        return image
-    if image.mode in ("RGB", "L") and image.has_transparency_data:
-        return image  # one colour stands for "transparent"; averaging would blend it with its neighbours
-    return image.reduce(factor)
+    return image.reduce(factor) if factor >= 2 else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit greyscale
-        high_byte = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(high_byte.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+    if image.mode in ("RGBA", "LA"):
         layer = image.convert("RGBA")
         page = Image.new("RGB", layer.size, (255, 255, 255))
         page.paste(layer, mask=layer.getchannel("A"))
         return page
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
