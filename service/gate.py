@@ -28,7 +28,7 @@ from service.settings import Settings
 class Picture:
     """One picture inside. arms: bits of those that may answer it; decode_for: the largest input size that may be run;
     fit_for: the one that it is fitted to before that is decided; kind: of its budget; before_ms: predicted decoding;
-    predicted_ms: of the whole answer; late: let in without hope of being on time.
+    late: let in without hope of being on time.
     """
 
     number: int
@@ -39,7 +39,6 @@ class Picture:
     fit_for: InputSize
     kind: int
     before_ms: float
-    predicted_ms: float
     late: bool
     decoded: Decoded | None = None
     fitted: Fitted | None = None
@@ -129,7 +128,7 @@ class Gate:
             size = choice.option.size
             picture = Picture(
                 next(self._numbers), data, header, mask, size, self._likely(kind, ways, size), kind,
-                choice.option.before_ms, (now - ask.received) * 1e3 + choice.predicted_ms, late,
+                choice.option.before_ms, late,
             )  # fmt: skip
             if not late:
                 self._demands[picture.number] = demand

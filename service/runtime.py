@@ -231,6 +231,8 @@ class Runtime:
         return self._settings.engine_timeout_seconds or max(_HUNG_TIMES * predicted, _HUNG_S)
 
     def _hung(self, running: asyncio.Future[list[_Found]], limit: float) -> None:
+        if running.done():
+            return  # it was the event loop that was held up, and the run's end waits to be noticed
         self._lose(f"the engine hangs: a run has taken {limit:g} s and is not done")
         running.cancel()
 
@@ -303,7 +305,7 @@ class Runtime:
             queue_ms=queue_ms,
             infer_ms=ran.seconds * 1e3,
             total_ms=total_ms,
-            predicted_ms=picture.predicted_ms,
+            predicted_ms=(ran.started - ask.received + arm.seconds(ran.batch)) * 1e3,
             deadline_met=total_ms <= ask.budget_ms,
             pixels=picture.decoded.pixels,
             degraded=ran.reason == "late",

@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=20 * 1024 * 1024, ge=1024, le=1024**3)
     max_batch_pictures: int = Field(default=16, ge=1, le=1024, description="pictures in one request to /detect/batch")
     max_batch_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=4 * 1024**3)
+    max_inflight_bytes: int = Field(
+        default=192 * 1024 * 1024, ge=1024 * 1024, le=64 * 1024**3,
+        description="request bodies held at once; beyond it the largest are refused",
+    )  # fmt: skip
     max_pixels: int = Field(default=64_000_000, ge=1024, le=1_000_000_000, description="width x height of a picture")
     body_timeout_seconds: float = Field(default=30.0, gt=0, le=3600, description="time for a request body to arrive")
 
@@ -100,6 +104,14 @@ class Settings(BaseSettings):
     @classmethod
     def _any_case(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("tiers", mode="before")
+    @classmethod
+    def _no_booleans(cls, tiers: Any) -> Any:
+        for name, budget in tiers.items() if isinstance(tiers, dict) else ():
+            if isinstance(budget, bool):  # pydantic takes true as 1.0
+                raise ValueError(f"tier {name!r} needs a budget in milliseconds, got {str(budget).lower()}")
+        return tiers
 
     @field_validator("tiers")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -38,7 +39,13 @@ def create_app(settings: Settings | None = None, make_detector: DetectorFactory 
     """
     settings = settings or load_settings()
     metrics = Metrics(settings.tiers)
-    services = Services(settings, make_detector(settings, metrics), metrics, ServerState())
+    services = Services(
+        settings,
+        make_detector(settings, metrics),
+        metrics,
+        ServerState(),
+        ThreadPoolExecutor(1, thread_name_prefix="draw"),
+    )
     app = FastAPI(
         title="asfd",
         summary="Face detection that keeps its latency budget",
@@ -67,7 +74,9 @@ def create_app(settings: Settings | None = None, make_detector: DetectorFactory 
         if path in direct:
             metrics.request_done(context)
 
-    app.add_middleware(RequestMiddleware, state=services.state, on_done=done, direct=direct)
+    app.add_middleware(
+        RequestMiddleware, state=services.state, on_done=done, direct=direct, most_bytes=settings.max_inflight_bytes
+    )
     return app
 
 
@@ -89,6 +98,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await services.detector.drain(services.settings.drain_seconds)
         finally:
             await services.detector.close()
+            services.drawer.shutdown(wait=False, cancel_futures=True)
 
 
 async def _start(services: Services) -> None:

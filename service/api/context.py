@@ -42,6 +42,8 @@ class ServerState:
     """Shared by the middleware, the routes and the process that runs the server."""
 
     in_flight: int = 0
+    body_bytes: int = 0
+    """Of the bodies of all requests in flight, as far as they have arrived."""
     draining: bool = False
     fatal: str | None = None
     """Why the service can never become ready, once that is known."""

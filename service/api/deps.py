@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -44,6 +45,8 @@ class Services:
     detector: Detector
     metrics: Metrics
     state: ServerState
+    drawer: Executor
+    """Draws pictures, one at a time: each may take hundreds of megabytes, and no queue counts them."""
 
 
 def services_of(request: Request) -> Services:

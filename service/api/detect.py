@@ -131,7 +131,8 @@ async def _picture_response(
 ) -> Response:
     image_format = preferred_format(request.headers.get("accept", ""))
     start = time.monotonic()
-    body = await asyncio.to_thread(annotated, data, header, answer, image_format)
+    loop = asyncio.get_running_loop()
+    body = await loop.run_in_executor(services.drawer, annotated, data, header, answer, image_format)
     elapsed = time.monotonic() - start
     services.metrics.stage("annotate", elapsed)
     headers["Server-Timing"] += f", annotate;dur={elapsed * 1e3:.2f}"

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.context import RequestContext, ServerState, context_of, new_context
 from service.api.problems import MEDIA_TYPE, answer_error, problem_body
-from service.errors import AsfdError
+from service.errors import AsfdError, QueueFullError
 
 _LOG = logging.getLogger("asfd.request")
 
@@ -32,7 +32,7 @@ class RequestMiddleware:
 
     on_done: called once a request, after its answer was sent. direct: what answers POST to a path. FastAPI has these
     as routes too, for its documentation and for other methods, but its way to them costs the event loop as much as
-    admission does.
+    admission does. most_bytes: of the bodies of all requests in flight.
     """
 
     def __init__(
@@ -41,19 +41,23 @@ class RequestMiddleware:
         state: ServerState,
         on_done: Callable[[str, RequestContext], None],
         direct: Mapping[str, Endpoint],
+        most_bytes: int,
     ) -> None:
         self._app = app
         self._state = state
         self._on_done = on_done
         self._direct = direct
+        self._most_bytes = most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         context = new_context(scope)
-        exchange = _Exchange(scope, receive, send, context)
+        exchange = _Exchange(scope, receive, send, context, self._state, self._most_bytes)
         self._state.in_flight += 1
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server, which has a scope of its own, leaves the body out
         try:
             endpoint = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
             if endpoint is None:
@@ -69,6 +73,7 @@ class RequestMiddleware:
             raise
         finally:
             self._state.in_flight -= 1
+            self._state.body_bytes -= exchange.body_bytes
             self._on_done(scope["path"], context)
             _log_line(scope, context)
 
@@ -76,10 +81,15 @@ class RequestMiddleware:
 class _Exchange:
     """One request's `receive` and `send`, watched."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, context: RequestContext, state: ServerState, most_bytes: int
+    ) -> None:
         self._receive = receive
         self._send = send
         self._context = context
+        self._state = state
+        self._most_bytes = most_bytes
+        self.body_bytes = 0
         self._started = False
         headers = dict(scope["headers"])
         self._body_left = b"content-length" in headers or b"transfer-encoding" in headers
@@ -87,6 +97,21 @@ class _Exchange:
         self._waits_for_go_ahead = b"expect" in headers
 
     async def receive(self) -> Message:
+        """Raises `QueueFullError` where bodies fill the memory that they may have, and this one more than its share."""
+        message = await self._next()
+        count = len(message.get("body", b""))
+        self.body_bytes += count
+        self._state.body_bytes += count
+        share = self._most_bytes / self._state.in_flight
+        if self._state.body_bytes > self._most_bytes and self.body_bytes > share:
+            raise QueueFullError(
+                f"The service holds as many bytes of pictures as it can ({self._most_bytes / 2**20:g} MiB). "
+                "Try again shortly, or send smaller pictures.",
+                retry_after_s=1.0,
+            )
+        return message
+
+    async def _next(self) -> Message:
         message = await self._receive()
         self._waits_for_go_ahead = False
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
@@ -124,7 +149,7 @@ class _Exchange:
         try:
             async with asyncio.timeout(_DISCARD_SECONDS):
                 while self._body_left and left > 0:
-                    message = await self.receive()
+                    message = await self._next()
                     left -= len(message.get("body", b""))
         except TimeoutError:
             pass

@@ -1,4 +1,4 @@
-"""The query parameters of /detect and /detect/batch, read and checked by plain functions.
+"""The query parameters of /detect and /detect/batch, and the budget's header, read and checked by plain functions.
 
 FastAPI could do it from the signature, at a third of all the time that a refusal takes; under overload that is the time
 of the others. What it says of the parameters in the interactive documentation comes from the same model.
@@ -21,22 +21,33 @@ from service.settings import CUSTOM_TIER
 
 QUERY_PARAMETERS = tuple(field.alias or name for name, field in DetectQuery.model_fields.items())
 BUDGET_HEADER = "X-Latency-Budget-Ms"
+_NUMBERS = frozenset({"latency_ms", "min_score", "max_faces", "min_face", "long_side"})
 
 
 def read_query(request: Request) -> DetectQuery:
-    """Raises `BadParameterError` for a parameter that is unknown, repeated or cannot be used."""
+    """Raises `BadParameterError` for a parameter that is unknown, repeated or cannot be used, or a repeated header.
+
+    Like its value, a header that the query takes the place of is not looked at.
+    """
     given = request.query_params.multi_items()
     values = dict(given)
     if len(values) < len(given):
         names = [name for name, _ in given]
         name = next(name for name in names if names.count(name) > 1)
         raise BadParameterError(name, f"The query has {name[:64]!r} {names.count(name)} times; give it once.")
+    for name, value in given:
+        if "_" in value and name in _NUMBERS:  # pydantic would take it as Python does: 1_0 is 10
+            raise BadParameterError(name, f"{name}: input should be a number without '_' (given: {value[:40]!r}).")
     try:
         query = DetectQuery.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
         raise validation_problem(error, QUERY_PARAMETERS) from None
     if query.long_side is not None and query.variant is None:
         raise BadParameterError("long_side", "long_side only goes together with variant; otherwise the budget decides.")
+    if query.tier is None and query.latency_ms is None:
+        times = len(request.headers.getlist(BUDGET_HEADER))
+        if times > 1:
+            raise BadParameterError(BUDGET_HEADER, f"{BUDGET_HEADER} is there {times} times; give it once.")
     return query
 
 
@@ -93,7 +104,7 @@ def budget_of(query: DetectQuery, header: str | None, tiers: Mapping[str, float]
 
 def _header_budget(value: str) -> float:
     try:
-        budget = float(value)
+        budget = math.nan if "_" in value else float(value)  # Python takes 1_0 as 10
     except ValueError:
         budget = math.nan
     if not 0 < budget <= MAX_BUDGET_MS:  # false for NaN, too

@@ -85,7 +85,7 @@ class Latency(BaseModel):
     queue_ms: float
     infer_ms: float
     total_ms: float = Field(description="first byte of the request to the finished answer, upload included")
-    predicted_ms: float = Field(description="from the choice of the variant to the answer, as it was predicted")
+    predicted_ms: float = Field(description="from the request to the answer, as predicted when the detector was chosen")
     deadline_met: bool
 
 

@@ -220,6 +220,24 @@ def test_compose_services_are_locked_down(compose: dict[str, Any]) -> None:
         assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name}: image is not pinned"
 
 
+def test_compose_passes_the_settings_of_a_deployer(compose: dict[str, Any]) -> None:
+    cpu, gpu = (compose["services"][name]["environment"] for name in ("asfd", "asfd-gpu"))
+    # The image says where the files lie and where it listens.
+    theirs = set(Settings.model_fields) - {"repository", "cache_dir", "host", "port"}
+    of_gpus = {"engine", "build_engines", "gpu_memory_limit_bytes"}
+    assert set(cpu) == {"ASFD_" + name.upper() for name in theirs - of_gpus}
+    assert set(gpu) == {"ASFD_" + name.upper() for name in theirs}
+    # Without a value the container has the variable only where it is set outside.
+    assert set(cpu.values()) == set(gpu.values()) == {None}
+
+
+def test_compose_waits_longer_than_the_service_drains(compose: dict[str, Any]) -> None:
+    for name in ("asfd", "asfd-gpu"):
+        grace = re.fullmatch(r"\$\{STOP_GRACE_PERIOD:-(\d+)s\}", compose["services"][name]["stop_grace_period"])
+        assert grace is not None
+        assert int(grace[1]) > Settings().drain_seconds + 5
+
+
 def test_prometheus_scrapes_the_compose_service(compose: dict[str, Any]) -> None:
     jobs = {job["job_name"]: job for job in load(DEPLOY / "prometheus/prometheus.yml")["scrape_configs"]}
     host, port = jobs["asfd"]["static_configs"][0]["targets"][0].split(":")

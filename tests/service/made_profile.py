@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from service.simulation.profile import PROFILE_VERSION
+
 # Name, AP.50 at 640, milliseconds at 480x640: the shape of a family, fast and poor to slow and good.
 SEVEN = (
     ("f0", 0.58, 9.0), ("f1", 0.64, 15.0), ("f2", 0.69, 26.0), ("f3", 0.735, 45.0), ("f4", 0.77, 80.0),
@@ -36,6 +38,6 @@ def seven_rows(batches: tuple[int, ...] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
 
 
 def write_profile(path: Path, rows: list[dict[str, Any]]) -> Path:
-    content = {"version": 1, "hardware": "a drawn machine", "date": "2026-01-01", "rows": rows}
+    content = {"version": PROFILE_VERSION, "hardware": "a drawn machine", "date": "2026-01-01", "rows": rows}
     path.write_text(json.dumps(content))
     return path

@@ -99,6 +99,56 @@ def test_client_that_waits_for_a_go_ahead_is_refused_before_it_sends() -> None:
         assert client.recv(64).startswith(b"HTTP/1.1 413")
 
 
+def test_bodies_that_fill_the_memory_they_may_have_are_refused_largest_first() -> None:
+    head = b"POST /detect HTTP/1.1\r\nHost: test\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+    stub = StubDetector()
+    with live_server(stub, max_inflight_bytes=2**20) as live:
+        address = ("127.0.0.1", live.port)
+        state = live.server._services.state
+        with socket.create_connection(address, 20) as slow, socket.create_connection(address, 20) as large:
+            slow.sendall(head % 400_000 + bytes(300_000))
+            wait_for(lambda: state.body_bytes == 300_000)
+            large.sendall(head % 2_000_000 + bytes(900_000))
+            assert large.recv(4096).startswith(b"HTTP/1.1 503")
+            # A small one has its share, although the slow one still holds what it sent.
+            assert httpx.post(f"{live.url}/detect", content=picture(), headers=JPEG).status_code == 200
+        wait_for(lambda: state.body_bytes == 0)
+
+
+def test_heads_are_answered_like_gets_without_a_body() -> None:
+    with live_server(StubDetector()) as live:
+        for path in ("/", "/health/live", "/health/ready", "/metrics"):
+            head, get = httpx.head(live.url + path), httpx.get(live.url + path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-type"] == get.headers["content-type"]
+        assert httpx.head(f"{live.url}/detect").status_code == 405
+
+
+def test_pictures_are_drawn_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing: list[int] = []
+    most: list[int] = []
+
+    def draw(*_args: object) -> bytes:
+        drawing.append(1)
+        most.append(len(drawing))
+        time.sleep(0.05)
+        drawing.pop()
+        return b"drawn"
+
+    monkeypatch.setattr("service.api.detect.annotated", draw)
+    with live_server(StubDetector()) as live:
+
+        def ask() -> None:
+            httpx.post(f"{live.url}/detect?return=image", content=picture(), headers=JPEG, timeout=30)
+
+        asking = [threading.Thread(target=ask) for _ in range(4)]
+        for one in asking:
+            one.start()
+        for one in asking:
+            one.join(20)
+    assert most == [1, 1, 1, 1]
+
+
 def test_models_that_cannot_be_loaded_end_the_process_with_a_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,8 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ASFD_TIERS", "{}", "1 to 16 tiers"),
         ("ASFD_TIERS", '{"standard": 0}', "budget between 0"),
         ("ASFD_TIERS", '{"standard": NaN}', "budget between 0"),
+        ("ASFD_TIERS", '{"standard": true}', "ASFD_TIERS: tier 'standard' needs a budget in milliseconds, got true"),
+        ("ASFD_TIERS", '{"standard": 100, "fast": false}', "tier 'fast' needs a budget in milliseconds, got false"),
         ("ASFD_TIERS", '{"custom": 10}', "'custom'"),
         ("ASFD_TIERS", '{"Big One": 10}', "'Big One'"),
         ("ASFD_TIERS", '{"only": 10}', "ASFD_DEFAULT_TIER is 'standard'"),

@@ -100,6 +100,11 @@ QUERIES: dict[str, tuple[str, ...]] = {
     "latency_ms=1e300": ("latency_ms", "600000"),
     "latency_ms=fast": ("latency_ms", "number"),
     "latency_ms=": ("latency_ms",),
+    "latency_ms=1_0": ("latency_ms: input should be a number without '_' (given: '1_0')",),
+    "max_faces=1_0": ("max_faces", "'1_0'"),
+    "min_score=0.1_0": ("min_score", "'0.1_0'"),
+    "min_face=1_0": ("min_face", "'1_0'"),
+    "variant=a&long_side=6_40": ("long_side", "'6_40'"),
     "on_infeasible=maybe": ("'degrade' or 'reject'",),
     "min_score=1.5": ("min_score", "less than or equal to 1"),
     "min_score=nan": ("min_score", "finite"),
@@ -123,10 +128,20 @@ def test_parameters(client: TestClient, query: str) -> None:
     assert len(problem["detail"]) < 400
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "", "fast", "1e9"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "", "fast", "1e9", "1_0"])
 def test_budget_header(client: TestClient, value: str) -> None:
     response = client.post("/detect", content=GOOD, headers={**JPEG, "X-Latency-Budget-Ms": value})
     assert assert_problem(response, 422, "X-Latency-Budget-Ms")["parameter"] == "X-Latency-Budget-Ms"
+
+
+@pytest.mark.parametrize("path", ["/detect", "/detect/batch"])
+def test_repeated_budget_header(client: TestClient, path: str) -> None:
+    twice = [("content-type", "image/jpeg"), ("X-Latency-Budget-Ms", "250"), ("X-Latency-Budget-Ms", "900")]
+    response = client.post(path, content=GOOD, headers=twice)
+    problem = assert_problem(response, 422, "X-Latency-Budget-Ms is there 2 times; give it once.")
+    assert problem["parameter"] == "X-Latency-Budget-Ms"
+    # The query takes the place of the header, whatever that says.
+    assert client.post("/detect?tier=accurate", content=GOOD, headers=twice).status_code == 200
 
 
 def test_forms(client: TestClient) -> None:

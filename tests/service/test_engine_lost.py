@@ -143,6 +143,25 @@ def test_memory_that_runs_out_is_one_requests_failure(settings: Settings, caplog
     assert "CUDA failure 2" in caplog.text
 
 
+def test_an_event_loop_that_is_held_up_is_not_a_hung_run(settings: Settings) -> None:
+    running = threading.Event()
+
+    async def scenario() -> None:
+        short = settings.model_copy(update={"engine_timeout_seconds": 0.4})
+        runtime, _ = await started(short, running.set)
+        try:
+            asked = detect(runtime)
+            while not running.is_set():
+                await asyncio.sleep(0.001)
+            time.sleep(0.8)  # the run ends meanwhile, and so does its time
+            assert await asked
+            assert runtime.ready
+        finally:
+            await runtime.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_slow_run_is_not_a_hung_one(settings: Settings) -> None:
     async def scenario() -> None:
         runtime, _ = await started(settings, lambda: time.sleep(0.6))

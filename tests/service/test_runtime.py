@@ -93,6 +93,17 @@ def test_an_ample_budget_gets_the_most_accurate(settings: Settings) -> None:
     with_runtime(settings, scenario)
 
 
+def test_the_prediction_told_is_that_of_the_detector_that_ran(settings: Settings) -> None:
+    async def scenario(runtime: Runtime) -> None:
+        assert runtime._models is not None
+        arms = {(arm.variant, arm.size.long_side): arm for arm in runtime._models.arms()}
+        answer = await detect(runtime, photo())
+        started_ms = answer.predicted_ms - arms[answer.variant, answer.input_width].latency_ms[0]
+        assert answer.decode_ms + answer.queue_ms <= started_ms <= answer.total_ms - answer.infer_ms
+
+    with_runtime(settings, scenario)
+
+
 def test_filters(settings: Settings) -> None:
     async def scenario(runtime: Runtime) -> None:
         assert len((await detect(runtime, photo(), min_score=0.5)).scores) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,9 +219,12 @@ def test_an_invalid_decision_is_named(decision: Decision, sentence: str) -> None
 def test_a_picture_that_no_size_holds_and_impossible_settings_are_explained() -> None:
     with pytest.raises(ValueError, match="no input size of the profile holds a picture of 480x640"):
         simulate(Greedy(), (Arrival(0.0, 100.0, width=480, height=640),), constant(1.0), STILL)
-    for faulty in ({"decode_ms": -1.0}, {"decode_threads": 0}, {"queue_limit": 0}, {"drift": 0.0}):
-        with pytest.raises(ValueError, match="must be"):
-            Setting(**faulty)
+    for name, value in (
+        ("decode_ms", -1.0), ("decode_ms", math.nan), ("decode_threads", 0), ("queue_limit", 0), ("drift", 0.0),
+        ("decode_cv", 1e-200), ("decode_cv", 11.0), ("decision_ms", math.inf), ("decision_ms", -1.0), ("seed", -1),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            Setting(**{name: value})
 
 
 def test_decode_times_have_their_mean_and_variation() -> None:

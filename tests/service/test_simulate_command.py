@@ -120,8 +120,12 @@ def test_what_cannot_be_written_leaves_the_former_file(
         ("none.csv", [], "no trace none.csv"),
         ("poisson:rate=5,seconds=2", ["--policy", "best"], "no policy 'best'; there are least, wrong, or all"),
         ("poisson:rate=5,seconds=2", ["--policy", "wrong"], "wrong decided what is not valid"),
-        ("poisson:rate=5,seconds=2", ["--drift", "0"], "drift above 0"),
+        ("poisson:rate=5,seconds=2", ["--drift", "0"], "drift must be from 0.001 to 1000, not 0.0"),
         ("poisson:rate=5,seconds=2,sizes=480x640", [], "no input size of the profile holds a picture of 480x640"),
+        ("poisson:rate=5,seconds=2", ["--decode-cv", "1e-200"], "decode_cv must be 0, or from 1e-06 to 10, not 1e-200"),
+        ("poisson:rate=5,seconds=2", ["--decision-ms", "inf"], "decision_ms must be from 0 to 1000000, not inf"),
+        ("poisson:rate=5,seconds=2", ["--seed", "9" * 20], "seed must be from 0 to 9223372036854775807"),
+        ("diurnal:rate=5,seconds=2,burst_factor=1e308", [], "burst_factor must be a number from"),
         ("poisson:rate=5,seconds=2", ["--max-batch", "0"], "largest batch"),
         ("poisson:rate=5,seconds=2", ["--profile", "none.json"], "no profile none.json"),
     ],
@@ -134,6 +138,31 @@ def test_what_is_wrong_is_a_sentence(
     assert isinstance(done.exception, SystemExit)
     assert sentence in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_where_nothing_can_be_written_is_told_before_the_simulation(
+    profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def simulated(*_: object) -> None:
+        raise AssertionError("the simulation began")
+
+    monkeypatch.setattr("service.simulation.simulate.simulate", simulated)
+    file, taken = tmp_path / "file", tmp_path / "taken"
+    file.write_text("kept")
+    (taken / "simulation.md").mkdir(parents=True)
+    for out, sentence in (
+        (file, "is a file; name a folder with --out"),
+        (file / "out", "nothing can be written to"),
+        (tmp_path / "new" / ("n" * 300), "nothing can be written to"),
+        (taken, "simulation.md is a folder"),
+    ):
+        done = run(profile, "poisson:rate=5,seconds=2", out)
+        assert done.exit_code == 2
+        assert isinstance(done.exception, SystemExit)
+        assert sentence in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert file.read_text() == "kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "profile.json", "taken"]
 
 
 def test_the_same_command_repeats_with_a_fixed_cost_of_decisions(profile: Path, tmp_path: Path) -> None:

@@ -96,31 +96,40 @@ def test_load_is_a_fraction_of_the_capacity(seven: SimProfile) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("uniform:rate=1", "no kind of trace 'uniform'"),
+        ("uniform:rate=1", "'uniform:rate=1': there is no trace of that kind; there are poisson"),
         ("poisson:seconds=60", "either rate="),
         ("poisson:rate=1,load=0.5,seconds=60", "either rate="),
         ("poisson:rate=1", "needs seconds="),
-        ("poisson:rate=0,seconds=60", "rate must be a number above 0, not '0'"),
+        ("poisson:rate=0,seconds=60", "rate must be a number from 1e-06 to 1e.06, not '0'"),
         ("poisson:rate=inf,seconds=60", "rate must be a number"),
         ("poisson:rate=x,seconds=60", "not 'x'"),
         ("poisson:rate=1,seconds=60,cv2=4", "poisson has no option 'cv2'; it has rate"),
-        ("gamma:rate=1,seconds=60,cv2=1000", "at most 100"),
+        ("gamma:rate=1,seconds=60,cv2=1000", "cv2 must be a number from 1e-06 to 100"),
         ("poisson:rate=1,rate=2,seconds=60", "given twice"),
         ("poisson:rate,seconds=60", "'rate' needs a value"),
         ("poisson:rate=1,seconds=60,mix=fast:1", "mix has no tier 'fast'; there are realtime"),
         ("poisson:rate=1,seconds=60,mix=realtime", "name:number"),
         ("poisson:rate=1,seconds=60,mix=realtime:1+realtime:2", "each name once"),
-        ("poisson:rate=1,seconds=60,tiers=a:-5", "tiers must be a number above 0"),
+        ("poisson:rate=1,seconds=60,tiers=a:-5", "tiers must be a number from 0.001 to 600000, not '-5'"),
         ("poisson:rate=1,seconds=60,sizes=640", "WIDTHxHEIGHT"),
         ("poisson:rate=1,seconds=60,late_ok=2", "between 0 and 1"),
         ("poisson:rate=1,seconds=60,seed=-1", "whole number"),
+        ("poisson:rate=1,seconds=60,seed=" + "9" * 5000, "seed must be a whole number from 0 to 9223372036854775807"),
+        ("poisson:rate=1,seconds=60,mix=realtime:1e308+standard:1e308", "mix must be a number from 1e-06 to 1e.06"),
+        ("poisson:rate=1,seconds=60,sizes=640x480:1e308", "sizes must be a number from 1e-06 to 1e.06"),
+        ("poisson:rate=1e-320,seconds=1e308", "rate must be a number from"),
+        ("gamma:rate=1,seconds=60,cv2=1e-320", "cv2 must be a number from"),
         ("poisson:rate=1,seconds=60,reference=d0", "give load="),
         ("diurnal:rate=1,seconds=60,swing=1.5", "swing must be between 0 and 1"),
+        ("diurnal:rate=1,seconds=60,bursts=1000000000", "bursts must be a whole number from 0 to 1000, not"),
+        ("diurnal:rate=1,seconds=60,bursts=99999999999999999999", "bursts must be a whole number from 0 to 1000, not"),
+        ("diurnal:rate=1,seconds=60,burst_factor=1e308", "burst_factor must be a number from 0.001 to 10000, not"),
     ],
 )
 def test_a_bad_specification_is_explained(text: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
         parse_spec(text)
+    assert len(str(caught.value)) < 400
 
 
 def test_too_many_and_too_few_arrivals_are_explained(seven: SimProfile) -> None:
@@ -153,6 +162,8 @@ def test_csv_is_read_sorted_with_defaults(tmp_path: Path, seven: SimProfile) -> 
         ("arrival_s,budget_ms\n1\n", "line 2: it has more or fewer values"),
         ("arrival_s,budget_ms\n1,2,3\n", "line 2: it has more or fewer values"),
         ("arrival_s,budget_ms,width\n1,2,0\n", "line 2: width must be a number of pixels, not '0'"),
+        ("arrival_s,budget_ms\n1e308,100\n", "line 2: arrival_s must be at most"),
+        ("arrival_s,budget_ms,width\n1,2," + "9" * 5000 + "\n", "line 2: width must be a number of pixels, not '9"),
         ("arrival_s,budget_ms,late_ok\n1,2,maybe\n", "line 2: late_ok must be 0 or 1, not 'maybe'"),
     ],
 )
@@ -224,13 +235,19 @@ def test_a_profile_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
         ([good, good], "row 1 .* is there twice"),
         ([good, {**good, "batch": 2, "ap50": 0.6}], "another ap50"),
         ([{**good, "p50_ms": -1}], "rows.0.p50_ms"),
+        ([{**good, "p50_ms": 1e-300}], "rows.0.p50_ms"),
+        ([{**good, "p99_ms": 1e300}], "rows.0.p99_ms"),
         ([{**good, "height": 100}], "rows.0.height"),
         ([], "rows"),
     ]
     for rows, sentence in cases:
         with pytest.raises(ValueError, match=sentence):
             read_profile(write_profile(path, rows))
-    for text in ("{", "[]", json.dumps({"version": 1})):
+    for version in (1, 99):
+        path.write_text(json.dumps({"version": version, "rows": [good]}))
+        with pytest.raises(ValueError, match=f"version: this is version {version}, and version 2 is needed; make"):
+            read_profile(path)
+    for text in ("{", "[]", json.dumps({"version": 2}), json.dumps({"rows": [good]})):
         path.write_text(text)
         with pytest.raises(ValueError, match="is not a profile"):
             read_profile(path)
