@@ -45,7 +45,15 @@ def simulate_command(
 
     from service.scheduling.policies import POLICIES, make_policy
     from service.simulation.profile import capacity, read_profile
-    from service.simulation.report import NoMatplotlibError, Report, markdown, mean_rate, write_figure, write_report
+    from service.simulation.report import (
+        NoMatplotlibError,
+        Report,
+        check_folder,
+        markdown,
+        mean_rate,
+        write_figure,
+        write_report,
+    )
     from service.simulation.results import summarise
     from service.simulation.simulate import Setting, simulate
     from service.simulation.trace import load_trace, tier_budgets
@@ -56,6 +64,7 @@ def simulate_command(
             if name not in POLICIES:
                 raise ValueError(f"there is no policy {name!r}; there are {', '.join(POLICIES)}, or all")
         setting = Setting(decode_ms, decode_threads, decode_cv, queue_limit, drift, decision_ms, seed, admission)
+        check_folder(out)
         measured = read_profile(profile, max_batch)
         arrivals = load_trace(trace, measured, seed)
         tiers = tier_budgets(arrivals)

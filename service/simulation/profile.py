@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.repository.manifest import InputSize
 from service.scheduling.arms import ArmIndex, batch_curve
@@ -22,6 +23,11 @@ from service.scheduling.problem import Arm
 _Z99 = NormalDist().inv_cdf(0.99)
 _Z_MOST = NormalDist().inv_cdf(0.999)
 MOST_BATCH = 1024
+PROFILE_VERSION = 2
+"""Of the files that `python -m export profile` writes; the service must not import it from there."""
+
+# From a nanosecond to an hour: beyond them quotients and lognormal times would overflow.
+_Milliseconds = Annotated[float, Field(ge=1e-6, le=3.6e6)]
 
 
 class _Row(BaseModel):
@@ -31,8 +37,8 @@ class _Row(BaseModel):
     height: int = Field(ge=32, le=4096, multiple_of=32)
     width: int = Field(ge=32, le=4096, multiple_of=32)
     batch: int = Field(ge=1, le=MOST_BATCH)
-    p50_ms: float = Field(gt=0, allow_inf_nan=False)
-    p99_ms: float = Field(gt=0, allow_inf_nan=False)
+    p50_ms: _Milliseconds
+    p99_ms: _Milliseconds
     ap50: float | None = Field(default=None, ge=0, le=1)
 
 
@@ -41,6 +47,13 @@ class _File(BaseModel):
     hardware: str = ""
     date: str = ""
     rows: tuple[_Row, ...] = Field(min_length=1)
+
+    @field_validator("version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if version != PROFILE_VERSION:
+            raise ValueError(f"this is version {version}, and version {PROFILE_VERSION} is needed; make the file again")
+        return version
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,8 @@ def read_profile(path: Path, max_batch: int | None = None) -> SimProfile:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(f"{path} is not a profile of `python -m export profile`: {where}: {first['msg']}") from None
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise ValueError(f"{path} is not a profile of `python -m export profile`: {where}: {message}") from None
     groups: dict[tuple[str, int, int], dict[int, _Row]] = {}
     for number, row in enumerate(content.rows):
         what = f"row {number} ({row.variant} at {row.height}x{row.width}, batch {row.batch})"

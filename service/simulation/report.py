@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from service.simulation.results import Result
 from service.simulation.simulate import Setting
+from service.simulation.spec import shown
 
+FILES = ("simulation.json", "simulation.md", "simulation.png")
 _COLOURS = {"attainment": "#145a86", "effective AP.50": "#2f9e73"}
 
 
@@ -35,10 +39,35 @@ class Report:
     results: tuple[Result, ...]
 
 
+def check_folder(out: Path) -> None:
+    """Raises OSError where no files can be written into the folder `out`; what it makes to find out is gone again.
+
+    For before a simulation, whose results would be lost.
+    """
+    made: list[Path] = []
+    try:
+        made = [folder for folder in (out, *out.parents) if not folder.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        taken = [name for name in FILES if (out / name).is_dir()]
+    except FileExistsError:
+        raise FileExistsError(f"{shown(str(out))} is a file; name a folder with --out") from None
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(f"nothing can be written to {shown(str(out))} ({why}); name another folder with --out") from None
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+    if taken:
+        raise IsADirectoryError(f"{out / taken[0]} is a folder, and a file of that name is to be written; move it away")
+
+
 def write_report(report: Report, out: Path) -> list[Path]:
     """Write `simulation.json` and `simulation.md` into the folder `out`, each whole or not at all; their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "simulation.json", out / "simulation.md"]
+    paths = [out / name for name in FILES[:2]]
     _write(paths[0], (json.dumps({"version": 1, **as_json(report)}, indent=1) + "\n").encode())
     _write(paths[1], markdown(report).encode())
     return paths
@@ -46,7 +75,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
 
 def write_figure(report: Report, out: Path) -> Path:
     """Write `simulation.png` into the folder `out`. Raises `NoMatplotlibError` where matplotlib is not installed."""
-    path = out / "simulation.png"
+    path = out / FILES[2]
     content = draw(report)
     out.mkdir(parents=True, exist_ok=True)
     _write(path, content)

@@ -24,6 +24,7 @@ from service.scheduling.arrivals import ArrivalStatistics
 from service.scheduling.policies.common import validate
 from service.scheduling.problem import Policy, Waiting
 from service.simulation.profile import SimProfile
+from service.simulation.spec import MOST_SEED, shown
 from service.simulation.trace import Arrival
 
 LATE_LIMIT_S = 10.0
@@ -33,6 +34,13 @@ _TOLERANCE_S = 1e-9  # of sums of floats: an answer at the deadline is on time
 
 Outcome = Literal["on_time", "late", "dropped"]
 Why = Literal["", "queue_full", "overload", "expired", "infeasible"]
+
+
+_RANGES = (
+    ("decode_ms", 0, 1_000_000), ("decode_threads", 1, 1_000_000), ("decode_cv", 0, 10), ("queue_limit", 1, 1_000_000),
+    ("drift", 0.001, 1000), ("decision_ms", 0, 1_000_000), ("seed", 0, MOST_SEED),
+)  # fmt: skip
+_LEAST_CV = 1e-6  # the square of a much lesser one is 0 as a float
 
 
 class InvalidDecisionError(ValueError):
@@ -60,10 +68,12 @@ class Setting:
     admission: bool = True
 
     def __post_init__(self) -> None:
-        if not (0 <= self.decode_ms < 1e6 and 0 <= self.decode_cv <= 10 and (self.decision_ms or 0) >= 0):
-            raise ValueError("times must be 0 or more: decode_ms (below 1e6), decode_cv (at most 10), decision_ms")
-        if self.decode_threads < 1 or self.queue_limit < 1 or not 0 < self.drift <= 1000:
-            raise ValueError("decode_threads and queue_limit must be 1 or more, and drift above 0, at most 1000")
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:  # false for NaN, too
+                raise ValueError(f"{name} must be from {least} to {most}, not {shown(value)}")
+        if 0 < self.decode_cv < _LEAST_CV:
+            raise ValueError(f"decode_cv must be 0, or from {_LEAST_CV:g} to 10, not {self.decode_cv!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,21 @@ from dataclasses import dataclass
 KINDS = ("poisson", "gamma", "diurnal")
 DEFAULT_TIERS = (("realtime", 150.0), ("interactive", 400.0), ("standard", 1000.0), ("accurate", 3000.0))
 MOST_ARRIVALS = 2_000_000
-_MOST_CV2 = 100.0
+MOST_BUDGET_MS = 600_000.0
+MOST_SEED = 2**63 - 1
+_MOST_BURSTS = 1000
+# Of the numbers that a specification holds: far beyond any use, and far from where floats overflow.
+_RANGES = {
+    "rate": (1e-6, 1e6),
+    "load": (1e-6, 1e4),
+    "seconds": (1e-3, 1e8),
+    "cv2": (1e-6, 100.0),  # beyond it nearly all gaps are 0
+    "burst_seconds": (1e-3, 1e8),
+    "burst_factor": (1e-3, 1e4),
+    "tiers": (1e-3, MOST_BUDGET_MS),
+    "mix": (1e-6, 1e6),
+    "sizes": (1e-6, 1e6),
+}
 
 _COMMON = ("rate", "load", "reference", "seconds", "tiers", "mix", "sizes", "late_ok", "seed")
 _OWN = {"poisson": (), "gamma": ("cv2",), "diurnal": ("swing", "bursts", "burst_factor", "burst_seconds")}
@@ -45,6 +59,12 @@ class TraceSpec:
     burst_seconds: float = 0.0
 
 
+def shown(value: object) -> str:
+    """`value` as an error quotes it: on one line, and not longer than a person reads."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def is_spec(text: str) -> bool:
     """Whether `text` begins as a specification does, and is not the name of a file."""
     return text.partition(":")[0] in KINDS
@@ -53,32 +73,31 @@ def is_spec(text: str) -> bool:
 def parse_spec(text: str) -> TraceSpec:
     """Raises ValueError that quotes the part at fault and says what it takes."""
     kind, _, rest = text.partition(":")
+    text = shown(text)
     if kind not in KINDS:
-        raise ValueError(f"{text!r}: there is no kind of trace {kind!r}; there are {', '.join(KINDS)}, as {_EXAMPLE}")
+        raise ValueError(f"{text}: there is no trace of that kind; there are {', '.join(KINDS)}, as {_EXAMPLE}")
     options: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in rest.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if name not in (*_COMMON, *_OWN[kind]):
-            raise ValueError(f"{text!r}: {kind} has no option {name!r}; it has {', '.join((*_COMMON, *_OWN[kind]))}")
+            raise ValueError(f"{text}: {kind} has no option {shown(name)}; it has {', '.join((*_COMMON, *_OWN[kind]))}")
         if not equals or not value:
-            raise ValueError(f"{text!r}: {name!r} needs a value, as in {_EXAMPLE}")
+            raise ValueError(f"{text}: {name!r} needs a value, as in {_EXAMPLE}")
         if name in options:
-            raise ValueError(f"{text!r}: {name!r} is given twice")
+            raise ValueError(f"{text}: {name!r} is given twice")
         options[name] = value
     if ("rate" in options) == ("load" in options):
-        raise ValueError(f"{text!r} needs either rate= (pictures a second) or load= (a fraction of the capacity)")
+        raise ValueError(f"{text} needs either rate= (pictures a second) or load= (a fraction of the capacity)")
     if "seconds" not in options:
-        raise ValueError(f"{text!r} needs seconds=, as in {_EXAMPLE}")
+        raise ValueError(f"{text} needs seconds=, as in {_EXAMPLE}")
     if "reference" in options and "load" not in options:
-        raise ValueError(f"{text!r}: reference= says whose capacity load= is a fraction of; give load= with it")
+        raise ValueError(f"{text}: reference= says whose capacity load= is a fraction of; give load= with it")
     numbers = {
-        name: _number(text, name, options[name], least)
-        for name, least in (("rate", 0.0), ("load", 0.0), ("seconds", 0.0), ("cv2", 0.0), ("burst_seconds", 0.0))
+        name: _number(text, name, options[name])
+        for name in ("rate", "load", "seconds", "cv2", "burst_seconds", "burst_factor")
         if name in options
     }
     seconds = numbers["seconds"]
-    if numbers.get("cv2", 1.0) > _MOST_CV2:
-        raise ValueError(f"{text!r}: cv2 must be at most {_MOST_CV2:g}: beyond it nearly all gaps are 0")
     return TraceSpec(
         kind=kind,
         rate=numbers.get("rate"),
@@ -88,22 +107,23 @@ def parse_spec(text: str) -> TraceSpec:
         sizes=_sizes(text, options.get("sizes", "640x480")),
         reference=options.get("reference", ""),
         late_ok=_share(text, "late_ok", options.get("late_ok", "0")),
-        seed=_whole(text, "seed", options["seed"]) if "seed" in options else None,
+        seed=_whole(text, "seed", options["seed"], MOST_SEED) if "seed" in options else None,
         cv2=numbers.get("cv2", 1.0),
         swing=_share(text, "swing", options.get("swing", "0.8")),
-        bursts=_whole(text, "bursts", options.get("bursts", "4")),
-        burst_factor=_number(text, "burst_factor", options.get("burst_factor", "3"), 0.0),
+        bursts=_whole(text, "bursts", options.get("bursts", "4"), _MOST_BURSTS),
+        burst_factor=numbers.get("burst_factor", 3.0),
         burst_seconds=min(numbers.get("burst_seconds", seconds / 40), seconds),
     )
 
 
-def _number(text: str, name: str, value: str, above: float) -> float:
+def _number(text: str, name: str, value: str) -> float:
+    least, most = _RANGES[name]
     try:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not (math.isfinite(number) and number > above):
-        raise ValueError(f"{text!r}: {name} must be a number above {above:g}, not {value!r}")
+    if not least <= number <= most:  # false for NaN, too
+        raise ValueError(f"{text}: {name} must be a number from {least:g} to {most:g}, not {shown(value)}")
     return number
 
 
@@ -113,13 +133,14 @@ def _share(text: str, name: str, value: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1:
-        raise ValueError(f"{text!r}: {name} must be between 0 and 1, not {value!r}")
+        raise ValueError(f"{text}: {name} must be between 0 and 1, not {shown(value)}")
     return share
 
 
-def _whole(text: str, name: str, value: str) -> int:
-    if not value.isdecimal():
-        raise ValueError(f"{text!r}: {name} must be a whole number, 0 or more, not {value!r}")
+def _whole(text: str, name: str, value: str, most: int) -> int:
+    # Python refuses to read integers of thousands of digits, in words of its own.
+    if not value.isdecimal() or len(value) > len(str(most)) or int(value) > most:
+        raise ValueError(f"{text}: {name} must be a whole number from 0 to {most}, not {shown(value)}")
     return int(value)
 
 
@@ -129,9 +150,9 @@ def _weights(text: str, name: str, value: str, default: str | None = None) -> It
     for part in value.split("+"):
         label, colon, number = (piece.strip() for piece in part.partition(":"))
         if not label or label in seen or (not colon and default is None):
-            raise ValueError(f"{text!r}: {name} is written name:number+name:number, each name once, not {value!r}")
+            raise ValueError(f"{text}: {name} is written name:number+name:number, each name once, not {shown(value)}")
         seen.add(label)
-        yield label, _number(text, name, number if colon else str(default), 0.0)
+        yield label, _number(text, name, number if colon else str(default))
 
 
 def _tiers(text: str, options: dict[str, str]) -> tuple[tuple[str, float, float], ...]:
@@ -139,7 +160,7 @@ def _tiers(text: str, options: dict[str, str]) -> tuple[tuple[str, float, float]
     mix = dict(_weights(text, "mix", options["mix"])) if "mix" in options else dict.fromkeys(budgets, 1.0)
     for name in mix:
         if name not in budgets:
-            raise ValueError(f"{text!r}: mix has no tier {name!r}; there are {', '.join(budgets)}, or name tiers=")
+            raise ValueError(f"{text}: mix has no tier {shown(name)}; there are {', '.join(budgets)}, or name tiers=")
     total = sum(mix.values())
     return tuple((name, budgets[name], weight / total) for name, weight in mix.items())
 
@@ -149,7 +170,7 @@ def _sizes(text: str, value: str) -> tuple[tuple[int, int, float], ...]:
     for label, weight in _weights(text, "sizes", value, default="1"):
         match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", label)
         if match is None or not int(match[1]) or not int(match[2]):
-            raise ValueError(f"{text!r}: a size is WIDTHxHEIGHT in pixels, as 640x480, not {label!r}")
+            raise ValueError(f"{text}: a size is WIDTHxHEIGHT in pixels, as 640x480, not {shown(label)}")
         shares.append((int(match[1]), int(match[2]), weight))
     total = sum(weight for _, _, weight in shares)
     return tuple((width, height, weight / total) for width, height, weight in shares)

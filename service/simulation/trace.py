@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.simulation.profile import SimProfile, capacity
-from service.simulation.spec import KINDS, MOST_ARRIVALS, TraceSpec, is_spec, parse_spec
+from service.simulation.spec import KINDS, MOST_ARRIVALS, MOST_BUDGET_MS, TraceSpec, is_spec, parse_spec, shown
 
 _REQUIRED, _OPTIONAL = ("arrival_s", "budget_ms"), ("tier", "width", "height", "late_ok")
 _DEFAULT_SIZE = (640, 480)
-_MOST_BUDGET_MS = 600_000.0
+_MOST_AT_S = 1e11  # clocks since 1970 may count in seconds
 _GRID = 100_000
 
 
@@ -50,7 +50,7 @@ def load_trace(text: str, profile: SimProfile, seed: int = 0) -> tuple[Arrival, 
         rate = spec.load * capacity(profile, spec.sizes, spec.reference)
     trace = generate(spec, rate, seed if spec.seed is None else spec.seed)
     if not trace:
-        raise ValueError(f"{text!r} has no arrivals ({rate:g} pictures a second); raise the rate or the seconds")
+        raise ValueError(f"{shown(text)} has no arrivals ({rate:g} pictures a second); raise the rate or the seconds")
     return trace
 
 
@@ -138,7 +138,7 @@ def read_csv(path: Path) -> tuple[Arrival, ...]:
             if missing or unknown or len(set(names)) != len(names):
                 raise ValueError(
                     f"{path}, line 1: the heading must name {', '.join(_REQUIRED)} and may name {', '.join(_OPTIONAL)},"
-                    f" each once; it reads {','.join(names)!r}"
+                    f" each once; it reads {shown(','.join(names))}"
                 )
             for row in reader:
                 try:
@@ -159,17 +159,20 @@ def _arrival(row: Mapping[str | None, str | list[str] | None]) -> Arrival:
         raise ValueError("it has more or fewer values than the heading")
     values = {str(name): str(value).strip() for name, value in row.items()}
     at, budget = _value(values, "arrival_s"), _value(values, "budget_ms")
-    if not 0 < budget <= _MOST_BUDGET_MS:
-        raise ValueError(f"budget_ms must be above 0 and at most {_MOST_BUDGET_MS:.0f}, not {values['budget_ms']!r}")
+    if not 0 < budget <= MOST_BUDGET_MS:
+        given = shown(values["budget_ms"])
+        raise ValueError(f"budget_ms must be above 0 and at most {MOST_BUDGET_MS:.0f}, not {given}")
+    if at > _MOST_AT_S:
+        raise ValueError(f"arrival_s must be at most {_MOST_AT_S:g}, not {shown(values['arrival_s'])}")
     sides = []
     for name, default in zip(("width", "height"), _DEFAULT_SIZE, strict=True):
         text = values.get(name, "")
-        if text and not (text.isdecimal() and 1 <= int(text) <= 1_000_000):
-            raise ValueError(f"{name} must be a number of pixels, not {text!r}")
+        if text and not (text.isdecimal() and len(text) <= 7 and 1 <= int(text) <= 1_000_000):
+            raise ValueError(f"{name} must be a number of pixels, not {shown(text)}")
         sides.append(int(text) if text else default)
     late_ok = values.get("late_ok", "").lower()
     if late_ok not in ("", "0", "1", "false", "true"):
-        raise ValueError(f"late_ok must be 0 or 1, not {values['late_ok']!r}")
+        raise ValueError(f"late_ok must be 0 or 1, not {shown(values['late_ok'])}")
     return Arrival(at, budget, values.get("tier", ""), sides[0], sides[1], late_ok in ("1", "true"))
 
 
@@ -179,5 +182,5 @@ def _value(values: Mapping[str, str], name: str) -> float:
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} must be a number, 0 or more, not {values[name]!r}")
+        raise ValueError(f"{name} must be a number, 0 or more, not {shown(values[name])}")
     return number
