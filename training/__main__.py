@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from training.ablation.command import ablate_command
-from training.commands import stop_on_sigterm, told
+from training.commands import end_with_parent, held, stop_on_sigterm, told, validation_split
 from training.evaluation.command import evaluate_command, score_submission_command
 from training.evaluation.errors_command import errors_command
 from training.evaluation.fddb_command import evaluate_fddb_command
@@ -25,14 +26,12 @@ from training.search.command import search_command
 from training.supernet.command import cut_command, supernet_command
 from training.tables.command import table_command
 
-if TYPE_CHECKING:
-    from training.models.detector import DetectorConfig
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 MemberName = Annotated[str, typer.Option(help="d0 .. d6 of Table 7, or a single path such as R18-FA-Hx1-64.")]
-NeckName = Annotated[str, typer.Option(help="fpn, or autofae, the searched one.")]
-GenotypeFile = Annotated[Path | None, typer.Option(help="Genotype of the searched neck; default: the project's own.")]
+NECK_HELP = "A name that `python -m training necks` prints; by default autofae for `describe`, fpn for `train`."
+NeckName = Annotated[str, typer.Option(help=NECK_HELP)]
+GenotypeFile = Annotated[Path | None, typer.Option(help="Genotype of a searched neck; default: the project's own.")]
 FamilyFile = Annotated[Path | None, typer.Option(help="family.json of `evolve`, whose members are meant.")]
 CROPS = {"auto": None, "loader": False, "device": True}
 Data = Annotated[Path, typer.Option(help="Folder in WIDER Face's layout, or its short form (see README).")]
@@ -88,10 +87,12 @@ def train(
         Path | None, typer.Option(help="Learn from this detector too: a checkpoint, or a member's exported .onnx.")
     ] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
-    validate_every: Annotated[int, typer.Option(help="Steps between evaluations on `dev`; 0: only at the end.")] = 0,
-    validate_on: Annotated[int, typer.Option(help="Number of evenly spaced dev photos; 0 takes all.")] = 0,
+    validate_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: only at the end.")] = 0,
+    validate_on: Annotated[int, typer.Option(help="Number of evenly spaced photos to evaluate on; 0 takes all.")] = 0,
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
-    dev_split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "dev",
+    dev_split: Annotated[
+        str | None, typer.Option(help="Split to evaluate on; default: dev, or val where there is no dev.")
+    ] = None,
     long_side: Annotated[int, typer.Option(help="Long side of evaluation, pixels.")] = 640,
     compile: Annotated[bool, typer.Option(help="torch.compile the network.")] = False,
     crops: Annotated[
@@ -104,6 +105,7 @@ def train(
 
     Several CPU cores:  torchrun --nproc-per-node 2 -m training train --out runs/d0 --threads 1
     """
+    end_with_parent()
     import torch
 
     from training.data.dataset import load_training_set
@@ -112,13 +114,15 @@ def train(
     from training.engine.loop import train as run
     from training.engine.teacher import taught_by
     from training.engine.validate import score_split
+    from training.family import member_config
     from training.recipes import RECIPES
 
     if recipe not in RECIPES:
         raise _fail(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
     if crops not in CROPS:
         raise _fail(f"no way to cut crops {crops!r}; there are {', '.join(CROPS)}")
-    model = _model(member, neck, genotype, family)
+    with told(lambda: "stopped before the run began"):
+        model = member_config(member, neck, genotype, family)
     config = dataclasses.replace(RECIPES[recipe](), model=model, seed=seed)
     if epochs is not None:
         config = dataclasses.replace(config, epochs=epochs)
@@ -131,17 +135,21 @@ def train(
     options = RunOptions(
         out, workers, save_every, validate_every, compile, init, imagenet, device_crops=CROPS[crops], teacher=teacher
     )
-    with told(lambda: f"stopped; run the same command again to go on from {out / 'last.pt'}"), join(device) as world:
+    with (
+        told(lambda: f"stopped; run the same command again to go on from {out / 'last.pt'}"),
+        join(device) as world,
+        held(out) if world.main else nullcontext(),
+    ):
         if teacher:
             config = taught_by(config, teacher)
-        out.mkdir(parents=True, exist_ok=True)
+        judged = dev_split or validation_split(data)
         photos = load_training_set(data, split, cache, config.data)
         if world.main:
             steps = steps_for(config, len(photos), world.size)
             typer.echo(f"{config.recipe} {member}: {len(photos)} photos, {steps} steps")
         done = run(
             config, photos, options, world,
-            lambda model: score_split(model, data, dev_split, long_side, validate_on or None),
+            lambda model: score_split(model, data, judged, long_side, validate_on or None),
         )  # fmt: skip
         if world.main:
             typer.echo(f"done: {done.images} pictures in {done.seconds / 60:.1f} min, AP.50 {done.best:.4f}")
@@ -155,25 +163,15 @@ def describe(
     family: FamilyFile = None,
 ) -> None:
     """Print a member's single path, structure, parameters, and multiply-accumulates (1e9) at 480x640."""
-    from training.family import count, single_path
+    from training.family import count, member_config, single_path
 
-    config = _model(member, neck, genotype, family)
-    plain = dataclasses.asdict(config)
-    if plain["neck_options"]["genotype"]:
-        plain["neck_options"]["genotype"] = str(genotype)
-    path = {"member": member, "path": str(single_path(member, family))}
-    typer.echo(json.dumps({**path, **plain, **dataclasses.asdict(count(config))}, indent=2))
-
-
-def _model(member: str, neck: str, genotype: Path | None, family: Path | None) -> DetectorConfig:
-    from training.family import member_config
-
-    if neck not in ("autofae", "fpn"):
-        raise _fail(f"no neck {neck!r} of the family; there are autofae and fpn")
-    try:
-        return member_config(member, "fpn" if neck == "fpn" else "autofae", genotype, family)
-    except (OSError, ValueError) as error:
-        raise _fail(error) from None
+    with told(lambda: "stopped"):
+        config = member_config(member, neck, genotype, family)
+        plain = dataclasses.asdict(config)
+        if plain["neck_options"]["genotype"]:
+            plain["neck_options"]["genotype"] = str(genotype)
+        path = {"member": member, "path": str(single_path(member, family))}
+        typer.echo(json.dumps({**path, **plain, **dataclasses.asdict(count(config))}, indent=2))
 
 
 if __name__ == "__main__":

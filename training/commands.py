@@ -1,14 +1,24 @@
-"""How commands end: with a sentence and an exit status, never with a traceback for what a user can mend."""
+"""How commands end: with a sentence and an exit status, never with a traceback for what a user can mend; and what keeps
+two of them out of one folder."""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import typer
+
+PARENT = "ASFD_PARENT"  # in a run's environment: the id of the process that it must not outlive
+LOCK = "run.lock"
+_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -33,6 +43,37 @@ def stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
+def end_with_parent() -> None:
+    """Have Linux send this process SIGTERM when its parent ends, be it by SIGKILL, if the environment names the parent
+    in `PARENT`. Does nothing elsewhere."""
+    parent = os.environ.pop(PARENT, "")
+    if not parent or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if str(os.getppid()) != parent:  # it ended before the line above
+        signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make `folder` and keep other processes that ask for it out until the block, or this process, has ended.
+
+    Raises ValueError where another one has it, and OSError where it cannot be made. The lock's file stays: were it
+    removed, a process that had opened it before and one that made it anew could both have the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("ab") as file:
+        # A loader process that outlives a killed run for some seconds must not keep its folder.
+        os.register_at_fork(after_in_child=file.close)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process trains in {folder}; wait until it has ended, stop it, or name another --out"
+            ) from None
+        yield
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Hold back Ctrl-C and SIGTERM until the block has ended, then raise KeyboardInterrupt.
@@ -52,6 +93,19 @@ def undisturbed() -> Iterator[None]:
             signal.signal(one, handler)
     if asked:
         raise KeyboardInterrupt
+
+
+def validation_split(data: Path) -> str:
+    """The split of `data` to evaluate on where none is named: `dev`, or WIDER Face's `val` where there is no `dev`."""
+    from training.data.layout import resolve_split
+
+    for split in ("dev", "val"):
+        try:
+            resolve_split(data, split)
+        except FileNotFoundError:
+            continue
+        return split
+    return "dev"
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

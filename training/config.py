@@ -28,6 +28,8 @@ class OptimConfig:
     """schedule: `multistep` drops tenfold at `milestones` (fractions of all steps); `wsd` keeps the rate until the last
     `decay` of all steps and then goes linearly to zero, so that a run can be prolonged before its decay.
     ema: decay of the weights' moving average; 0 keeps none.
+    lr_images: pictures a step, over all ranks, that `lr` is meant for: steps of more get a rate higher in proportion,
+    steps of fewer `lr` itself (`training.engine.optim.for_ranks`); None: `lr` for steps of any size.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -40,6 +42,7 @@ class OptimConfig:
     decay: float = 0.4
     clip_norm: float = 10.0
     ema: float = 0.999
+    lr_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,8 @@ class TrainConfig:
     precision: Precision = "bf16"
     seed: int = 0
     distill: DistillConfig | None = None
+
+    def images_a_step(self, ranks: int) -> float:
+        """Pictures of a step, over all `ranks` processes; the mean where batches of several sizes take turns."""
+        total = sum(size.share for size in self.sizes)
+        return ranks * sum(size.batch * size.share / total for size in self.sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.models.detector import DetectorConfig, build_detector
 from training.models.genotype import load_genotype
-from training.supernet.path import PathNeck, SinglePath
+from training.models.necks import NECKS, NeckOptions
+from training.supernet.path import SinglePath
 
 MEMBERS: Mapping[str, SinglePath] = {
     "d0": SinglePath("resnet18", (False,), 1, 64),
@@ -91,11 +92,19 @@ def single_path(member: str, family: Path | None = None) -> SinglePath:
 
 
 def member_config(
-    member: str, neck: PathNeck = "fpn", genotype: Path | None = None, family: Path | None = None
+    member: str, neck: str = "fpn", genotype: Path | None = None, family: Path | None = None
 ) -> DetectorConfig:
-    """The detector of a member. neck: `autofae`, or `fpn` in its place; genotype: a file, instead of the project's own.
+    """The detector of a member. neck: `autofae`, which stacks the path's modules, or in its place another name of
+    `NECKS`, its options at their defaults; genotype: of a searched neck, a file, instead of the project's own.
 
-    Raises ValueError where there is no such member or the file is no genotype.
+    Raises ValueError where there is no such member or neck, or the file is no genotype or not asked for.
     """
+    if neck not in NECKS:
+        raise ValueError(f"no neck {neck!r}; there are {', '.join(NECKS)}")
+    if genotype and not NECKS[neck].searched:
+        raise ValueError(f"{genotype}: the neck {neck} has no genotype; name a searched one, such as autofae")
     text = load_genotype(genotype).model_dump_json() if genotype else ""
-    return single_path(member, family).config(neck, text)
+    path = single_path(member, family)
+    if neck == "autofae":
+        return path.config("autofae", text)
+    return replace(path.config("fpn"), neck=neck, neck_options=NeckOptions(genotype=text))

@@ -28,7 +28,7 @@ def train_family_command(
         "runs"
     ),
     parallel: Annotated[int, typer.Option(min=1, help="Members that train at once, as memory allows.")] = 2,
-    neck: Annotated[str, typer.Option(help="fpn, or autofae, the searched one.")] = "fpn",
+    neck: Annotated[str, typer.Option(help="A name that `python -m training necks` prints.")] = "fpn",
     genotype: Annotated[Path | None, typer.Option(help="Genotype of the searched neck.")] = None,
     family: Annotated[Path | None, typer.Option(help="family.json of `evolve`, whose members are meant.")] = None,
     teacher: Annotated[
@@ -72,7 +72,7 @@ def train_family_command(
         if recipe not in RECIPES:
             raise ValueError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
         shared = _shared(data, recipe, neck, genotype, family, teacher, epochs, split, cache, options or [])
-        jobs = _jobs(members, out, shared, family, neck)
+        jobs = _jobs(members, out, shared, neck, genotype, family)
         # Once, so that runs do not each decode the same pictures at their start.
         load_training_set(data, split, cache, RECIPES[recipe]().data)
         outcome = run_jobs(
@@ -106,15 +106,16 @@ def _shared(
     return (*(text for pair in given for text in pair), *options)
 
 
-def _jobs(members: str, out: Path, shared: tuple[str, ...], family: Path | None, neck: str) -> list[Job]:
-    """A job a member. Raises ValueError where one is not known or named twice, so that none starts in vain."""
-    from training.family import single_path
+def _jobs(
+    members: str, out: Path, shared: tuple[str, ...], neck: str, genotype: Path | None, family: Path | None
+) -> list[Job]:
+    """A job a member. Raises OSError, and ValueError where one is not known, named twice or cannot have that neck, so
+    that none starts in vain."""
+    from training.family import member_config
 
-    if neck not in ("autofae", "fpn"):
-        raise ValueError(f"no neck {neck!r} of the family; there are autofae and fpn")
     names = [name.strip() for name in members.split(",") if name.strip()]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"--members takes names with commas between, each once, such as d1,d2, not {members!r}")
     for name in names:
-        single_path(name, family)
+        member_config(name, neck, genotype, family)
     return [Job(name, out / name, ("--member", name, "--out", str(out / name), *shared)) for name in names]

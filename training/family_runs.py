@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from training.commands import PARENT
 from training.files import write_json
 
 LOG, FINISHED = "train.log", "finished.json"
@@ -143,10 +144,11 @@ def _start(job: Job) -> _Run:
         log.write(f"$ {shlex.join((*job.program, *job.options))}\n".encode())
         log.flush()
         offset = log.tell()
-        # A process group of its own: a terminal's Ctrl-C reaches this process alone, which passes it on once.
+        # A process group of its own: a terminal's Ctrl-C reaches this process alone, which passes it on once. And a
+        # run that is told its parent ends with it, so that a restart does not find it still at work.
         process = subprocess.Popen(
             [*job.program, *job.options], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"}, process_group=0,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}, process_group=0,
         )  # fmt: skip
     return _Run(job, process, offset)
 

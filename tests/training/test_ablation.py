@@ -16,6 +16,7 @@ from training.ablation.changes import BASE, changes
 from training.ablation.command import KINDS
 from training.ablation.run import budgeted
 from training.ablation.table import Budget, Result, summarise
+from training.engine.optim import for_ranks
 from training.recipes import RECIPES
 
 
@@ -65,6 +66,8 @@ def test_the_budget_sets_crops_and_steps_alone() -> None:
     assert small.epochs == 2.0
     assert small.optim.warmup_steps == 10
     assert small.optim.lr == pytest.approx(0.005)
+    large = budgeted(base, budget.model_copy(update={"batch": 128}), 400)
+    assert for_ranks(large, 1).lr == pytest.approx(0.02)  # by the square root, and not by the linear rule as well
     assert (small.loss, small.data, small.model) == (base.loss, base.data, base.model)
 
 

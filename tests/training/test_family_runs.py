@@ -6,7 +6,10 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from training.__main__ import app
+from training.commands import LOCK, PARENT, held
 from training.config import CropSize, TrainConfig
 from training.data.dataset import DataConfig, load_training_set
 from training.engine import checkpoint
@@ -23,6 +27,7 @@ from training.engine.loop import RunOptions, train
 from training.engine.packing import unpack
 from training.family_runs import FINISHED, LOG, Job, last_line, progress, run_jobs
 from training.models import DetectorConfig
+from training.models.genotype import GENOTYPES
 
 # Stand-ins for a training: one notes when it begins and ends, one saves upon SIGTERM as `train` does.
 NOTES = "import sys, time; note = lambda t: open(sys.argv[1], 'a').write(t + sys.argv[2] + ' '); " \
@@ -44,6 +49,23 @@ except KeyboardInterrupt:
 DEAF = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); " \
        "pathlib.Path(sys.argv[1], 'ready').touch(); time.sleep(300)"  # fmt: skip
 
+# A training that ends with its parent, and a `train-family` of it alone.
+BOUND = "from training.commands import end_with_parent; end_with_parent()\n" + SAVES
+FAMILY = """
+import pathlib, sys
+from training.family_runs import Job, run_jobs
+folder = pathlib.Path(sys.argv[1])
+run_jobs([Job("a", folder, (str(folder),), (sys.executable, "-c", sys.argv[2]))], 1, None, print)
+"""
+HOLDS = """
+import pathlib, sys
+from training.commands import held
+with held(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+ROOT = Path(__file__).parents[2]
+
 
 def job(folder: Path, name: str, script: str, *options: str) -> Job:
     return Job(name, folder / name, options, (sys.executable, "-c", script))
@@ -51,6 +73,13 @@ def job(folder: Path, name: str, script: str, *options: str) -> Job:
 
 def saver(folder: Path, name: str, script: str = SAVES) -> Job:
     return job(folder, name, script, str(folder / name))
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.05)
 
 
 def test_no_more_than_asked_run_at_once_and_in_order(tmp_path: Path) -> None:
@@ -109,6 +138,55 @@ def test_a_second_signal_kills_what_does_not_listen(tmp_path: Path) -> None:
     outcome = run_jobs([saver(tmp_path, "a", DEAF)], 1, None, lambda _line: None, interrupt, every=0.05)
     assert outcome.ended == "interrupt"
     assert outcome.failed["a"].startswith("killed by SIGKILL")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_run_saves_and_ends_when_its_family_is_killed(tmp_path: Path) -> None:
+    family = subprocess.Popen([sys.executable, "-c", FAMILY, str(tmp_path), BOUND], cwd=ROOT, start_new_session=True)
+    wait_for(tmp_path / "ready")
+    family.kill()
+    assert family.wait() == -signal.SIGKILL
+    wait_for(tmp_path / "saved")
+
+
+def test_a_run_whose_parent_has_ended_before_ends_too(tmp_path: Path) -> None:
+    environment = {**os.environ, PARENT: "1" if os.getpid() != 1 else "2"}  # not its parent
+    done = subprocess.run([sys.executable, "-c", BOUND, str(tmp_path)], cwd=ROOT, env=environment, timeout=60)
+    assert done.returncode == -signal.SIGTERM
+    assert not (tmp_path / "ready").exists()
+
+
+def test_a_runs_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "d0"
+    command = ["train", "--out", str(out), "--data", str(tmp_path / "none"), "--device", "cpu"]
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(out)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert f"another process trains in {out}" in done.output
+    other.kill()
+    other.communicate()
+    with held(out):  # what was killed holds nothing
+        assert (out / LOCK).is_file()
+        child = os.fork()
+        if child == 0:  # nor does a loader process that lives on
+            time.sleep(300)
+    try:
+        assert "no split 'train'" in CliRunner().invoke(app, command).output
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_only_the_first_of_several_processes_takes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = World(1, 2, torch.device("cpu"))
+    monkeypatch.setattr("training.engine.distributed.world", lambda _device: nullcontext(second))
+    with held(tmp_path):
+        done = CliRunner().invoke(app, ["train", "--out", str(tmp_path), "--data", str(tmp_path / "none")])
+    assert "no split 'train'" in done.output
 
 
 def test_time_that_is_over_stops_all(tmp_path: Path) -> None:
@@ -203,6 +281,7 @@ def test_bad_arguments_end_it_before_anything_starts(tiny_wider: Path, tmp_path:
         (("--members", "d0,d0"), "each once"),
         (("--members", "d0", "--recipe", "magic"), "no recipe 'magic'"),
         (("--members", "d0", "--neck", "magic"), "no neck 'magic'"),
+        (("--members", "d0", "--genotype", str(GENOTYPES / "autofe.json")), "the neck fpn has no genotype"),
         (("--members", "d0", "--data", str(tmp_path)), "no split 'train'"),
         (("--members", "d0", "--", "--out", "x"), "--out belongs before"),
     ):

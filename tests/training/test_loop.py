@@ -8,17 +8,20 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
+from training.commands import validation_split
 from training.config import CropSize, OptimConfig, TrainConfig
 from training.data.dataset import CropDataset, DataConfig, SampleKey, collate, load_training_set
 from training.engine import checkpoint
 from training.engine.distributed import World
+from training.engine.distributed import world as join
 from training.engine.loop import RunOptions, train
-from training.engine.optim import Ema, learning_rate
+from training.engine.optim import Ema, for_ranks, learning_rate
 from training.engine.validate import score_split
 from training.models import Detector, DetectorConfig
 from training.models.detector import normalize
@@ -67,6 +70,52 @@ def test_paper_recipe_has_the_papers_numbers() -> None:
     optim = paper.optim
     assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
     assert (paper.epochs, paper.sizes[0].batch) == (120, 32)
+
+
+def test_the_papers_rate_follows_the_pictures_of_a_step_and_no_other_recipes() -> None:
+    paper = RECIPES["paper"]()
+    assert [for_ranks(paper, ranks).lr for ranks in (1, 2, 8)] == pytest.approx([0.01, 0.02, 0.08])
+    mixed = dataclasses.replace(paper, sizes=(CropSize(512, 48, 0.5), CropSize(640, 16, 0.5)))
+    assert mixed.images_a_step(1) == 32
+    assert for_ranks(mixed, 4).lr == pytest.approx(0.04)
+    few = dataclasses.replace(paper, sizes=(CropSize(224, 8),))
+    assert for_ranks(few, 1).lr == 0.01
+    for name in set(RECIPES) - {"paper"}:
+        recipe = RECIPES[name]()
+        assert for_ranks(recipe, 8) == recipe.optim
+
+
+def test_a_run_takes_the_rate_of_its_step(photos: CropDataset, tmp_path: Path) -> None:
+    optim = OptimConfig(lr=1e-4, warmup_steps=0, milestones=(), lr_images=1)  # for steps of two
+    settings = dataclasses.replace(config(2 / 3.5), optim=optim)
+    options = RunOptions(tmp_path, workers=0)
+    train(settings, photos, options, WORLD, no_validation)
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(2e-4)
+    del state["config"]["optim"]["lr_images"]  # as older checkpoints have it
+    checkpoint.save(tmp_path / "last.pt", state)
+    longer = dataclasses.replace(settings, epochs=3 / 3.5)
+    assert train(longer, photos, options, WORLD, no_validation).step == 3
+
+
+def test_ranks_wait_longer_than_an_evaluation_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda _backend, **options: asked.append(options))
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    with join("cpu") as joined:
+        assert (joined.rank, joined.size) == (1, 2)
+    assert asked == [{"timeout": timedelta(hours=2)}]
+
+
+def test_the_split_to_evaluate_on_is_dev_or_widers_val(tiny_wider: Path, tmp_path: Path) -> None:
+    assert validation_split(tiny_wider) == "dev"
+    assert validation_split(tmp_path) == "dev"  # which is then missed by name
+    (tmp_path / "WIDER_val" / "images").mkdir(parents=True)
+    (tmp_path / "wider_face_split").mkdir()
+    (tmp_path / "wider_face_split" / "wider_face_val_bbx_gt.txt").touch()
+    assert validation_split(tmp_path) == "val"
 
 
 def test_ema_follows_the_model() -> None:

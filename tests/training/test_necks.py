@@ -6,14 +6,20 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from export.__main__ import app as export_app
 from export.onnx_graph import OPSET
+from service.repository.store import load_manifest
 from training.__main__ import app
+from training.config import TrainConfig
+from training.engine import checkpoint
+from training.family import member_config
 from training.models import DetectorConfig, build_detector
 from training.models.necks import NECKS, NeckOptions, build_neck
 from training.models.necks.enhancement import ENHANCEMENTS
@@ -41,6 +47,19 @@ def test_a_neck_keeps_every_size_at_any_width(name: str, width: int) -> None:
             out = neck([x.clone() for x in maps])
         assert [x.shape for x in out] == [(1, width, *x.shape[2:]) for x in maps]
         assert all(bool(x.isfinite().all()) for x in out)
+
+
+@pytest.mark.parametrize("name", NECKS)
+def test_a_neck_keeps_sizes_that_were_halved_downwards(name: str) -> None:
+    sizes = [(33, 47)]
+    while len(sizes) < 6:
+        sizes.append((max(1, sizes[-1][0] // 2), max(1, sizes[-1][1] // 2)))
+    maps = [torch.randn(1, c, *size) for c, size in zip(WIDTHS, sizes, strict=True)]
+    neck = build_neck(name, WIDTHS, 8, OPTIONS if name == "pair" else None).eval()
+    with torch.no_grad():
+        out = neck(maps)
+    assert [x.shape for x in out] == [(1, 8, *size) for size in sizes]
+    assert all(bool(x.isfinite().all()) for x in out)
 
 
 @pytest.mark.parametrize("name", sorted(set(HAND_CRAFTED) - set(SIX_LEVELS)))
@@ -149,6 +168,31 @@ def test_an_exported_neck_gives_the_same_at_another_size(name: str, tmp_path: Pa
         got = session.run(None, {name: x.numpy() for name, x in zip(inputs, maps, strict=True)})
         for mine, theirs in zip(expected, got, strict=True):
             torch.testing.assert_close(mine, torch.from_numpy(theirs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "pools"), [("pafpn", 0), ("bifpn", 5), ("nas-fcos", 0)])
+def test_a_graph_holds_no_resizing_that_our_pyramid_does_not_need(name: str, pools: int, tmp_path: Path) -> None:
+    neck, file = _Flat(build_neck(name, WIDTHS, 4)).eval(), tmp_path / "neck.onnx"
+    with torch.no_grad():
+        torch.onnx.export(neck, tuple(pyramid(97, 65)), file, opset_version=OPSET, dynamo=False)
+    nodes = [node.op_type for node in onnx.load(file).graph.node]
+    assert nodes.count("MaxPool") == pools
+    if name != "nas-fcos":
+        assert nodes.count("Resize") == 5
+
+
+def test_a_member_with_any_neck_is_trained_and_exported_under_its_name(tmp_path: Path) -> None:
+    config = TrainConfig(recipe="test", model=member_config("R18-FA-Hx1-4", "bifpn"))
+    weights = build_detector(config.model).state_dict()
+    content = {"config": checkpoint.as_plain(config), "ema": weights, "progress": {"images": 1, "seconds": 1.0}}
+    checkpoint.save(tmp_path / "best.pt", content)
+    command = ["onnx", str(tmp_path / "best.pt"), "--member", "tiny", "--repository", str(tmp_path)]
+    done = CliRunner().invoke(export_app, command)
+    assert done.exit_code == 0, done.output
+    made = load_manifest(tmp_path / "tiny" / "manifest.json").architecture
+    assert (made.neck, made.single_path, made.genotype) == ("bifpn", "", None)
+    refused = CliRunner().invoke(app, ["train", "--neck", "bifpn", "--data", "none", "--out", str(tmp_path / "run")])
+    assert "no split 'train'" in refused.output  # the neck is not what it stops at
 
 
 @pytest.mark.parametrize("pair", [(2, 5), (4, 3), (7, 2)])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from random import Random
 
 import pytest
+from typer.testing import CliRunner
 
+from training.__main__ import NECK_HELP, app
 from training.family import MEMBERS, member_config, single_path
 from training.models.detector import build_detector
+from training.models.genotype import GENOTYPES, load_genotype, parse
+from training.models.necks import NeckOptions
 from training.supernet.config import SupernetConfig, path_at, small_supernet, sorts_before, widths_at
 from training.supernet.path import PathSpace, SinglePath
 
@@ -29,6 +34,12 @@ def test_paths_print_as_table_7_and_are_read_back() -> None:
 @pytest.mark.parametrize("text", ["", "d0", "R18-Hx1-64", "R18-FA-H1-64", "R19-FA-Hx1-64", "R18-FAX-Hx1-64"])
 def test_what_is_no_path_is_refused_in_words(text: str) -> None:
     with pytest.raises(ValueError, match=r"no single path|no backbone"):
+        SinglePath.parse(text)
+
+
+@pytest.mark.parametrize("text", ["R18-FA-Hx0-64", "R18-FA-Hx1-0"])
+def test_a_path_without_head_convolution_or_channel_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"'{text}' is no single path: one has at least one head conv"):
         SinglePath.parse(text)
 
 
@@ -116,3 +127,37 @@ def test_members_are_named_spelt_out_or_refused() -> None:
     config = member_config("R18-FA-Hx1-8", "autofae")
     assert config.neck_options.modules == (False,)
     assert not any("enhancement" in name for name, _ in build_detector(config).named_parameters())
+
+
+def test_a_member_takes_any_neck_and_a_genotype_where_one_is_searched() -> None:
+    config = member_config("d1", "bifpn")
+    assert (config.neck, config.backbone, config.channels, config.head_convs) == ("bifpn", "resnet18", 128, 3)
+    assert config.neck_options == NeckOptions()
+    searched = member_config("d0", "darts-fa", GENOTYPES / "darts-fa.json")
+    assert parse(searched.neck_options.genotype) == load_genotype(GENOTYPES / "darts-fa.json")
+    with pytest.raises(ValueError, match=r"no neck 'magic'; there are none, fpn, pafpn, bifpn"):
+        member_config("d0", "magic")
+    with pytest.raises(ValueError, match="the neck bifpn has no genotype"):
+        member_config("d0", "bifpn", GENOTYPES / "darts-fa.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("d0", "--genotype", str(GENOTYPES / "darts-fa.json")), "autofae takes a genotype of kind 'autofae'"),
+        (("d0", "--genotype", str(GENOTYPES / "autofe.json")), "it is skipped in every module"),
+        (("R18-FA-Hx1-0",), "is no single path"),
+        (("d0", "--neck", "pair"), "needs its option `pair`"),
+    ],
+)
+def test_what_cannot_be_described_is_refused_in_a_sentence(arguments: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(app, ["describe", *arguments])
+    assert done.exit_code == 2
+    assert said in done.output
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_a_description_names_its_neck_and_the_help_both_defaults() -> None:
+    described = CliRunner().invoke(app, ["describe", "R18-FA-Hx1-8"])
+    assert json.loads(described.stdout)["neck"] == "autofae"
+    assert "by default autofae for `describe`, fpn for `train`" in NECK_HELP

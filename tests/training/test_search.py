@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.data.dataset import DataConfig, load_training_set
+from training.data.dataset import CropDataset, DataConfig, load_training_set
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.models.genotype import AutoFAEGenotype, load_genotype
@@ -140,6 +140,34 @@ def test_an_interrupted_search_ends_as_one_that_was_not(tiny_wider: Path, tmp_pa
         other.run()
 
 
+def test_a_search_of_other_data_or_weights_does_not_go_on(tiny_wider: Path, tmp_path: Path) -> None:
+    out, cache = tmp_path / "run", tmp_path / "cache"
+    weights, others = tmp_path / "a.pt", tmp_path / "b.pt"
+    weights.write_bytes(b"some")
+    others.write_bytes(b"others")
+    photos = load_training_set(tiny_wider, "train", cache, DataConfig())
+    fewer = CropDataset(photos.photos[:-1], photos.cache, photos.config)
+
+    def search(data: CropDataset = photos, name: str = "tiny", start: Path = weights, ranks: int = 1) -> Search:
+        options = SearchOptions(out, name, "a test", start)
+        return Search(smoke_search(), data, options, World(0, ranks, torch.device("cpu")))
+
+    search()._save()
+    assert search().resume()
+    for other, said in (
+        (search(name="large"), "data: tiny, not large"),
+        (search(fewer), "photos: 7, not 6"),
+        (search(ranks=2), "steps: 3, not 2"),
+        (search(start=others), "start: "),
+    ):
+        with pytest.raises(ValueError, match=f"a search of another origin .{said}.*name another --out"):
+            other.resume()
+    older = checkpoint.read(out / "last.pt")
+    del older["origin"]
+    checkpoint.save(out / "last.pt", older)
+    assert search(name="large").resume()
+
+
 def test_second_order_runs_to_the_end(tiny_wider: Path, tmp_path: Path) -> None:
     search = tiny_search(tiny_wider, tmp_path / "run", second_order=True)
     before = [p.detach().clone() for p in search.arch]
@@ -164,7 +192,7 @@ def test_a_search_that_learns_nothing_stops_and_says_so(
     assert all(torch.equal(a, b) for a, b in zip(before, search.weights, strict=True))
 
 
-def cli(data: Path, out: Path, *more: str, ranks: int = 1) -> list[str]:
+def cli(data: Path, out: Path, *more: str, ranks: int = 1, space: str = "autofae") -> list[str]:
     launcher = ["-m"]
     if ranks > 1:
         with socket.socket() as probe:
@@ -172,7 +200,7 @@ def cli(data: Path, out: Path, *more: str, ranks: int = 1) -> list[str]:
             port = probe.getsockname()[1]
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port), "-m"]
     return [
-        sys.executable, *launcher, "training", "search", "autofae", "--budget", "smoke", "--data", str(data), "--out",
+        sys.executable, *launcher, "training", "search", space, "--budget", "smoke", "--data", str(data), "--out",
         str(out), "--cache", str(out.parent / "cache"), "--device", "cpu", "--threads", "1", *more,
     ]  # fmt: skip
 
@@ -192,6 +220,33 @@ def test_two_processes_agree_on_the_architecture(tiny_wider: Path, tmp_path: Pat
     assert found.provenance.seed == 3
     assert found.provenance.seeds_tried == (3,)
     assert checkpoint.read(out / "seed-3" / "last.pt")["step"] == 6  # 8 x 7 x 9/20 in batches of 2 on two ranks
+
+
+def ran(command: list[str]) -> str:
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_command_says_how_far_a_search_is_and_removes_half_files(tiny_wider: Path, tmp_path: Path) -> None:
+    """And, at the end, that the choice of a seed of PC-DARTS means nothing."""
+    out = tmp_path / "run"
+    command = cli(tiny_wider, out, "--seeds", "0", space="pc-darts-fe")
+    text = ran(command)
+    assert "pc-darts-fe, seed 0: 3 steps, 0 of them done" in text
+    assert "says nothing for pc-darts-fe" in text.splitlines()[-1]
+    half = out / "seed-0" / ".last.pt.99999999"  # no process has this number
+    half.write_bytes(b"half")
+    assert "3 steps, 3 of them done" in ran(command)
+    assert not half.exists()
+
+
+def test_the_command_takes_edges_as_told_and_names_both_rules(tiny_wider: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    text = ran(cli(tiny_wider, out, "--seeds", "0", "--evaluate", "all"))
+    assert load_genotype(out / "genotype.json").provenance.settings["options"]["evaluate"] == "all"
+    assert "candidates with alpha >= 0.5 x the largest: top-down P6 1 P5 2 P4 3" in text.splitlines()[-1]
+    assert smoke_search().options.evaluate == "sampled"
 
 
 @pytest.mark.slow
@@ -222,6 +277,7 @@ def test_nonsense_is_refused_in_a_sentence(tiny_wider: Path, tmp_path: Path) -> 
         (("--seeds", "one"), "whole numbers"),
         (("--position", "nowhere"), "no position 'nowhere'"),
         (("--budget", "huge"), "no budget 'huge'"),
+        (("--evaluate", "some"), "no choice of edges 'some'"),
         (("--start", str(tmp_path / "none.pt")), "none.pt"),
     ):
         done = subprocess.run(cli(tiny_wider, tmp_path / "o", *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True,

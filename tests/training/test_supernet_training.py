@@ -82,6 +82,42 @@ def test_another_configuration_does_not_go_on(photos: CropDataset, tmp_path: Pat
         SupernetTraining(config(2.0), photos, options, ALONE).run()
 
 
+def test_other_photos_or_weights_do_not_go_on(photos: CropDataset, tmp_path: Path) -> None:
+    weights, others = tmp_path / "a.pt", tmp_path / "b.pt"
+    weights.write_bytes(b"some")
+    others.write_bytes(b"others")
+    options = SupernetOptions(tmp_path / "run", start=weights, workers=0, data="tiny")
+    fewer = CropDataset(photos.photos[:-1], photos.cache, photos.config)
+    SupernetTraining(config(), photos, options, ALONE)._save()
+    half = tmp_path / "run" / ".last.pt.99999999"  # no process has this number
+    half.write_bytes(b"half")
+    assert SupernetTraining(config(), photos, options, ALONE).resume()
+    assert not half.exists()
+    for data, changed, world, said in (
+        (photos, replace(options, data="large"), ALONE, "data: tiny, not large"),
+        (fewer, options, ALONE, "photos: 7, not 6"),
+        (photos, options, replace(ALONE, size=2), "steps: 6, not 3"),
+        (photos, replace(options, start=others), ALONE, "start: "),
+        (photos, replace(options, imagenet=weights), ALONE, "imagenet: none"),
+    ):
+        with pytest.raises(ValueError, match=f"a supernet of another origin .{said}.*name another --out"):
+            SupernetTraining(config(), data, changed, world).resume()
+    older = checkpoint.read(tmp_path / "run" / LAST)
+    del older["origin"]
+    checkpoint.save(tmp_path / "run" / LAST, older)
+    assert SupernetTraining(config(), photos, replace(options, data="large"), ALONE).resume()
+
+
+def test_the_command_says_how_far_a_supernet_is(tiny_wider: Path, tmp_path: Path) -> None:
+    words = (
+        "supernet", "--budget", "smoke", "--data", tiny_wider, "--out", tmp_path / "run", "--cache", tmp_path / "cache",
+        "--device", "cpu", "--threads", "1", "--workers", "0", "--channels", "4",
+    )  # fmt: skip
+    first, second = command(*words), command(*words)
+    assert "6 steps, 0 of them done" in first.stdout, first.stderr[-3000:]
+    assert "6 steps, 6 of them done" in second.stdout
+
+
 def test_a_supernet_is_read_back_and_a_path_of_it_is_a_checkpoint(photos: CropDataset, tmp_path: Path) -> None:
     trained_state = trained(photos, tmp_path)
     supernet, content = load_supernet(tmp_path / LAST)

@@ -8,13 +8,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from training.models.genotype import AutoFAEGenotype, save_genotype
 from training.models.necks import NECKS
 from training.search.space import SpaceConfig, random_genotype
 from training.tables.budget import BUDGETS, smoke_budget
+from training.tables.command import _default_split, table_command
+from training.tables.generic import run_table
 from training.tables.genotypes import cascade
 from training.tables.report import Result, Settings, markdown, open_settings, read_results, summarise
 from training.tables.rows import TABLES, Row, table_spec
@@ -123,6 +127,46 @@ def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
         read_results(tmp_path / "results")
 
 
+@pytest.mark.parametrize("changed", ["train_split", "start_sha256", "genotypes"])
+def test_runs_of_other_origin_are_not_mixed(tmp_path: Path, changed: str) -> None:
+    """Settings of earlier versions, which lack these, are read."""
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(SETTINGS.model_dump(exclude={"train_split", "start_sha256", "genotypes"})))
+    open_settings(path, SETTINGS)
+    with pytest.raises(ValueError, match=f"another {changed}; name another --out"):
+        open_settings(path, SETTINGS.model_copy(update={changed: "other"}))
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_committed_tables_are_read(number: int) -> None:
+    stored = json.loads((ROOT / "benchmarks" / "results" / f"table-{number}.json").read_text())
+    assert Settings.model_validate(stored["settings"]).train_split == "train"
+
+
+def test_wider_is_evaluated_on_val(tiny_wider: Path, tmp_path: Path) -> None:
+    assert _default_split(tiny_wider) == "dev"
+    with pytest.raises(FileNotFoundError, match="no split 'dev'"):
+        _default_split(tmp_path)
+    (tmp_path / "WIDER_val" / "images").mkdir(parents=True)
+    (tmp_path / "wider_face_split").mkdir()
+    (tmp_path / "wider_face_split" / "wider_face_val_bbx_gt.txt").touch()
+    assert _default_split(tmp_path) == "val"
+
+
+def test_table_8_hands_threads_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("train2017", "val2017", "annotations/instances_train2017.json", "annotations/instances_val2017.json"):
+        (tmp_path / name).mkdir(parents=True)
+    seen = []
+
+    def run_cell(threads: int, **_: object) -> dict[str, object]:
+        seen.append(threads)
+        return {"AP": 0.1, "AP.50": 0.2, "AP.75": 0.1, "hardware": "a test"}
+
+    monkeypatch.setattr("training.tables.generic.run_cell", run_cell)
+    run_table(tmp_path, "smoke", tmp_path / "out", None, None, None, threads=3)
+    assert seen == [3] * 6
+
+
 def test_rows_differ_in_their_neck_alone() -> None:
     budget = smoke_budget()
     a, b = (config_of(Row(n, n), "", 0, budget, 10) for n in ("fpn", "pafpn"))
@@ -141,7 +185,7 @@ def table(number: int, data: Path, out: Path, *more: str) -> subprocess.Complete
 
 @pytest.mark.slow
 def test_a_table_from_photos_to_markdown_and_only_once(tiny_wider: Path, tmp_path: Path) -> None:
-    """Two rows, one of them searched; then another with a kept genotype, and nothing is run again."""
+    """Two rows, one of them searched, and nothing is run again; then a row with kept genotypes, elsewhere."""
     out = tmp_path / "table"
     first = table(5, tiny_wider, out, "--rows", "joint search")
     assert first.returncode == 0, first.stderr[-2000:]
@@ -157,11 +201,32 @@ def test_a_table_from_photos_to_markdown_and_only_once(tiny_wider: Path, tmp_pat
         assert isinstance(found, AutoFAEGenotype)
         save_genotype(kept / f"{name}.json", found)
     times = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
-    second = table(5, tiny_wider, out, "--rows", "AutoFA + AutoFE,joint search", "--genotypes", str(kept))
+    again = table(5, tiny_wider, out, "--rows", "joint search")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    mixed = table(5, tiny_wider, out, "--rows", "AutoFA + AutoFE", "--genotypes", str(kept))
+    assert mixed.returncode == 2
+    assert "another genotypes" in mixed.stderr
+    other = tmp_path / "other"
+    second = table(5, tiny_wider, other, "--rows", "AutoFA + AutoFE", "--genotypes", str(kept))
     assert second.returncode == 0, second.stderr[-2000:]
     assert "searching" not in second.stderr + second.stdout
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert "| AutoFA + AutoFE | 1 |" in (out / "table-5.md").read_text()
+    assert "| AutoFA + AutoFE | 1 |" in (other / "table-5.md").read_text()
+
+
+def test_table_8_lists_its_rows_without_data_and_refuses_what_it_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.tables.command.stop_on_sigterm", lambda: None)
+    table_command(8, data=tmp_path / "none", list_rows=True)
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[:2] == ["retinanet fpn", "retinanet autofae"]
+    assert len(listed) == 6
+    options: dict[str, Any] = {"rows": "fcos fpn", "seeds": "1", "start": tmp_path / "d0.onnx"}
+    for option, value in options.items():
+        with pytest.raises(typer.Exit):
+            table_command(8, data=tmp_path / "none", **{option: value})
+        assert f"table 8 has no --{option}" in capsys.readouterr().err
 
 
 def test_nonsense_is_refused_in_a_sentence(tiny_wider: Path, tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def budgeted(config: TrainConfig, budget: Budget, photos: int) -> TrainConfig:
     steps = max(1, budget.images // budget.batch)
     optim = config.optim
     rate = optim.lr * (budget.batch / 32) ** 0.5 if optim.name == "sgd" else optim.lr
-    optim = replace(optim, lr=rate, warmup_steps=min(optim.warmup_steps, steps // 10), ema=min(optim.ema, 0.99))
+    warmup, ema = min(optim.warmup_steps, steps // 10), min(optim.ema, 0.99)
+    optim = replace(optim, lr=rate, lr_images=None, warmup_steps=warmup, ema=ema)
     sizes = (CropSize(budget.side, budget.batch),)
     return replace(config, sizes=sizes, epochs=budget.images / photos, optim=optim)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from service.repository.store import sha256_of
 from training.data.cache import abandoned
 from training.models.anchors import AnchorConfig
 from training.models.detector import Detector, DetectorConfig, build_detector
@@ -43,6 +47,41 @@ def read(path: Path, wanted: str = "config") -> dict[str, Any]:
     if not isinstance(content, dict) or wanted not in content:
         raise ValueError(f"{path} is not a checkpoint of this command")
     return content
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 in hex of a file of weights or, of a folder, of its `.pth` and `.json` files, names included. Raises
+    FileNotFoundError."""
+    if not path.is_dir():
+        return sha256_of(path)
+    files = sorted(file for file in path.iterdir() if file.suffix in (".pth", ".json"))
+    listed = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def same_settings(stored: Any, asked: Any) -> bool:
+    """Whether two configs, as plain containers, agree in all that `stored` has; an earlier version may lack some."""
+    return json.dumps(stored, sort_keys=True) == json.dumps(_known_to(stored, asked), sort_keys=True)
+
+
+def _known_to(stored: Any, asked: Any) -> Any:
+    if not isinstance(stored, dict) or not isinstance(asked, dict):
+        return asked
+    return {name: _known_to(stored[name], value) for name, value in asked.items() if name in stored}
+
+
+def check_origin(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path, what: str) -> None:
+    """Raises ValueError where the run in `folder`, `what` in words, came from something else than is `asked` for.
+
+    Entries that `stored` lacks, being of an earlier version, are not compared.
+    """
+    for name, value in asked.items():
+        if name in stored and stored[name] != value:
+            was, now = (str(v)[:12] if v is not None else "none" for v in (stored[name], value))
+            raise ValueError(
+                f"{folder} holds {what} of another origin ({name}: {was}, not {now}); name another --out, or remove "
+                "that folder"
+            )
 
 
 def load(path: Path) -> dict[str, Any]:

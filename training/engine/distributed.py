@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# Rank 0 evaluates alone, for as long as the split is large, while the others wait for its next step.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ def world(device: str | None = None) -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield World(dist.get_rank() if size > 1 else 0, size, chosen)
     finally:

@@ -24,7 +24,7 @@ from training.data.photometric import augment
 from training.data.rotation import rotate
 from training.engine import checkpoint
 from training.engine.distributed import World
-from training.engine.optim import Ema, build_optimizer, learning_rate
+from training.engine.optim import Ema, build_optimizer, for_ranks, learning_rate
 from training.engine.precision import autocast
 from training.engine.teacher import load_teacher
 from training.engine.warm_start import Keep, stage, start_from
@@ -71,9 +71,7 @@ class RunOptions:
 
 def steps_for(config: TrainConfig, photos: int, ranks: int) -> int:
     """Number of steps that show `photos` pictures `epochs` times."""
-    total = sum(s.share for s in config.sizes)
-    batch = sum(s.batch * s.share / total for s in config.sizes) * ranks
-    return max(1, round(config.epochs * photos / batch))
+    return max(1, round(config.epochs * photos / config.images_a_step(ranks)))
 
 
 def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: World, validate: Validate) -> Progress:
@@ -95,7 +93,8 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
         stages = start_from(options.init, model, config.model, some_crops(config, data, device), options.keep)
     if config.distill:
         stages = [*stages, stage(f"teacher {config.distill.teacher}", 0, 0.0)]
-    optimizer = build_optimizer(model.parameters(), config.optim)
+    optim = for_ranks(config, world.size)
+    optimizer = build_optimizer(model.parameters(), optim)
     ema, progress = Ema(model, config.optim.ema), Progress()
     if last.is_file():
         content = checkpoint.load(last)
@@ -136,7 +135,7 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
     try:
         for images, targets in batches(config, data, options, world, progress.step, steps):
             began = time.monotonic()
-            rate = learning_rate(progress.step, steps, config.optim)
+            rate = learning_rate(progress.step, steps, optim)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step * 131 + world.rank)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from training.config import OptimConfig
+from training.config import OptimConfig, TrainConfig
+
+
+def for_ranks(config: TrainConfig, ranks: int) -> OptimConfig:
+    """The run's `optim` with the rate that `ranks` processes need together: the linear rule, upwards only, where
+    `lr_images` says what the rate is meant for. A pure function."""
+    optim = config.optim
+    if optim.lr_images is None:
+        return optim
+    return replace(optim, lr=optim.lr * max(1.0, config.images_a_step(ranks) / optim.lr_images))
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from service.engines.base import Detections
-from training.commands import told
+from training.commands import told, validation_split
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Named, Run, Source, read_split, run_source, upright_size
 from training.evaluation.official import read_subsets
@@ -26,6 +26,7 @@ SUBMISSION_HELP = (
     "Also write one text file a photo, in WIDER's format; a run that was cut off goes on from them. With several "
     "variants or sizes, one folder more for each."
 )
+SPLIT_HELP = "By default dev, or val where there is no dev, as in WIDER Face."
 
 
 def evaluate_command(
@@ -33,7 +34,7 @@ def evaluate_command(
     data: Annotated[Path, typer.Option(help="Folder in WIDER Face's layout, or its short form.")] = Path(
         "../shared/data/faces"
     ),
-    split: Annotated[str, typer.Option(help="Split to evaluate on: dev, or val of WIDER Face.")] = "dev",
+    split: Annotated[str | None, typer.Option(help=f"Split to evaluate on. {SPLIT_HELP}")] = None,
     long_side: Annotated[
         list[int] | None, typer.Option(help="Long side that photos are resized to; may be given several times. [640]")
     ] = None,
@@ -54,6 +55,7 @@ def evaluate_command(
     which the WIDER protocol leaves out.
     """
     with told(lambda: stopped(submission)):
+        split = split or validation_split(data)
         photos, images = read_split(data, split, limit or None)
         subsets = read_subsets(official) if official is not None else {}
         sources = open_by_protocol(source, protocol, long_side, flip=flip, threads=threads, device=device)
@@ -85,7 +87,7 @@ def score_submission_command(
         Path | None,
         typer.Option(help="Folder in WIDER Face's layout, or its short form; not needed where --official is given."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split that was predicted: dev, or val of WIDER Face.")] = "dev",
+    split: Annotated[str | None, typer.Option(help=f"Split that was predicted. {SPLIT_HELP}")] = None,
     official: Annotated[Path | None, typer.Option(help=OFFICIAL_HELP)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the full report to this JSON file.")] = None,
 ) -> None:
@@ -99,6 +101,7 @@ def score_submission_command(
         subsets = read_subsets(official) if official is not None else {}
         row: dict[str, Any] = {"source": folder.name}
         if data is not None:
+            split = split or validation_split(data)
             photos, images = read_split(data, split)
             found = read_submission(folder, photos)
             report = evaluate(

@@ -34,6 +34,10 @@ def search_command(
         str, typer.Option(help="Of Eq. 2: relative (to the largest alpha) or absolute (as printed).")
     ] = "relative",
     gumbel: Annotated[str, typer.Option(help="Temperature of Eq. 6: under the sum, or as printed.")] = "sum",
+    evaluate: Annotated[
+        str | None,
+        typer.Option(help="Edges of an AutoFE node in a step: all (Eq. 5) or the sampled one. [the budget's]"),
+    ] = None,
     second_order: Annotated[bool, typer.Option(help="Look one weight step ahead (DARTS); twice the time.")] = False,
     start: Annotated[Path | None, typer.Option(help="Weights whose backbone is taken: a checkpoint or .onnx.")] = None,
     split: Annotated[str, typer.Option(help="Split to search on; it is divided 9:9:2.")] = "train",
@@ -56,8 +60,10 @@ def search_command(
     from training.engine.distributed import world as join
     from training.models.genotype import Position, describe, save_genotype
     from training.search.config import BUDGETS
-    from training.search.loop import RESULT, Search, SearchOptions
+    from training.search.loop import HISTORY, RESULT, Search, SearchOptions
     from training.search.relaxation import AlphaRule, GumbelFormula
+    from training.search.report import both_rules, caveat, last_probabilities
+    from training.search.space import Evaluate
     from training.search.spaces import SPACES
 
     torch.set_flush_denormal(True)
@@ -69,6 +75,7 @@ def search_command(
             (budget, tuple(BUDGETS), "budget"), (space, SPACES, "space"),
             (position, ("before", "middle", "after"), "position"),
             (alpha_rule, ("relative", "absolute"), "rule"), (gumbel, ("sum", "printed"), "formula"),
+            (evaluate or "all", ("all", "sampled"), "choice of edges"),
         ):  # fmt: skip
             if value not in known:
                 raise ValueError(f"no {what} {value!r}; there are {', '.join(known)}")
@@ -76,7 +83,7 @@ def search_command(
         config = BUDGETS[budget]()
         chosen = replace(
             config.options, position=cast(Position, position), nodes=nodes, alpha_rule=cast(AlphaRule, alpha_rule),
-            gumbel=cast(GumbelFormula, gumbel),
+            gumbel=cast(GumbelFormula, gumbel), evaluate=cast(Evaluate, evaluate or config.options.evaluate),
         )  # fmt: skip
         train = config.train
         if epochs is not None:
@@ -90,6 +97,7 @@ def search_command(
         for seed in numbers:
             options = SearchOptions(out / f"seed-{seed}", data.name, hardware, start, workers)
             one = Search(replace(config, train=replace(train, seed=seed)), photos, options, world)
+            one.resume()
             if world.main:
                 typer.echo(f"{space}, seed {seed}: {one.steps} steps, {one.step} of them done")
             genotype = one.run()
@@ -101,3 +109,7 @@ def search_command(
         if world.main:
             save_genotype(out / RESULT, best)
             typer.echo(f"best: seed {best.provenance.seed}, kept as {out / RESULT}")
+            values = last_probabilities(out / f"seed-{best.provenance.seed}" / HISTORY)
+            for line in (both_rules(values, chosen.alpha_threshold), caveat(space)):
+                if line:
+                    typer.echo(line)

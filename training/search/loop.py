@@ -23,7 +23,7 @@ from training.data.dataset import NEGATIVES, CropDataset
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.loop import RunOptions, batches, forward_loss, on_device, some_crops
-from training.engine.optim import build_optimizer, learning_rate
+from training.engine.optim import build_optimizer, for_ranks, learning_rate
 from training.engine.precision import autocast
 from training.engine.validate import score_pictures
 from training.engine.warm_start import start_from
@@ -103,7 +103,11 @@ class Search:
         self.parts = [CropDataset(data.photos, data.cache, data.config, data.origins, mask) for mask in masks]
         self.held_out = np.flatnonzero(masks[2])
         self.steps = search_steps(config, len(data), world.size)
-        self.step, self.seconds, self.overflows = 0, 0.0, 0
+        self.origin = {
+            "data": options.data, "photos": len(data), "steps": self.steps,
+            "start": checkpoint.fingerprint(options.start) if options.start else None,
+        }  # fmt: skip
+        self.step, self.seconds, self.overflows, self.resumed = 0, 0.0, 0, False
         torch.manual_seed(config.train.seed)
         self.detector = self._build()
         neck = self.detector.neck
@@ -123,11 +127,21 @@ class Search:
         initialize(neck)
         return on_device(build_detector(config.model, neck), self.world.device)
 
+    def resume(self) -> bool:
+        """Take up what `out/last.pt` has, once, and remove what cut-off writes have left. Returns whether there was a
+        state. Raises ValueError where it is of other settings, data, steps or starting weights."""
+        if self.world.main:
+            checkpoint.remove_partials(self.options.out)
+        last = self.options.out / LAST
+        if not self.resumed and last.is_file():
+            self._restore(checkpoint.read(last))
+            self.resumed = True
+        return self.resumed
+
     def run(self) -> AnyGenotype:
         """Search to the end; every process returns the same. An interrupt saves the state before it is passed on."""
         main, out = self.world.main, self.options.out
-        if (out / LAST).is_file():
-            self._restore(checkpoint.read(out / LAST))
+        if self.resume():
             if self.step == self.steps and (out / RESULT).is_file():
                 return load_genotype(out / RESULT)
         elif self.options.start:
@@ -193,7 +207,7 @@ class Search:
             )  # fmt: skip
             return terms.cls + terms.box
 
-        rate = learning_rate(self.step, self.steps, config.optim)
+        rate = learning_rate(self.step, self.steps, for_ranks(config, self.world.size))
         values = {"temperature": heat}
         if self.step >= self.config.frozen * self.steps:
             if self.config.second_order:
@@ -289,6 +303,7 @@ class Search:
             return
         content = {
             "config": checkpoint.as_plain(self.config),
+            "origin": self.origin,
             "detector": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "arch_optimizer": self.arch_optimizer.state_dict(),
@@ -299,10 +314,10 @@ class Search:
         write_json(self.options.out / "config.json", content["config"])
 
     def _restore(self, content: dict[str, Any]) -> None:
-        stored, asked = (json.dumps(c, sort_keys=True) for c in (content["config"], checkpoint.as_plain(self.config)))
-        if stored != asked:
+        if not checkpoint.same_settings(content["config"], checkpoint.as_plain(self.config)):
             where = self.options.out
             raise ValueError(f"{where} holds a search with other settings; name another --out, or remove that folder")
+        checkpoint.check_origin(content.get("origin", {}), self.origin, self.options.out, "a search")
         self.detector.load_state_dict(content["detector"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.arch_optimizer.load_state_dict(content["arch_optimizer"])

@@ -42,6 +42,14 @@ def keep_candidates(alpha: Sequence[float], rule: AlphaRule = "relative", thresh
     return [j for j, value in enumerate(alpha) if j == best or value >= floor]
 
 
+def kept_by_rule(alpha: Sequence[float], threshold: float = 0.5) -> tuple[int, int]:
+    """How many candidates of a cell meet Eq. 2: (relative to the largest, by its letter).
+
+    The letter's may be 0; the discrete cell then has the best alone. alpha: probabilities [J], J >= 1.
+    """
+    return len(keep_candidates(alpha, "relative", threshold)), sum(value >= threshold for value in alpha)
+
+
 def gumbel_noise(count: int, generator: torch.Generator) -> Tensor:
     """o of Eq. 5: i.i.d. Gumbel(0, 1), float32 [count] on the CPU; drawn again where a value is not finite."""
     while True:

@@ -34,6 +34,7 @@ from training.search.relaxation import (
     straight_through,
 )
 
+Evaluate = Literal["all", "sampled"]
 TOP_DOWN, BOTTOM_UP = "top_down", "bottom_up"
 
 
@@ -55,7 +56,7 @@ class SpaceConfig:
     alpha_rule: AlphaRule = "relative"
     alpha_threshold: float = 0.5
     gumbel: GumbelFormula = "sum"
-    evaluate: Literal["all", "sampled"] = "all"
+    evaluate: Evaluate = "all"
 
 
 class FusionSearch(nn.Module):
@@ -285,8 +286,8 @@ class AutoFAESearch(SearchableNeck):
 def random_genotype(config: SpaceConfig, seed: int) -> AutoFAEGenotype:
     """An architecture of the same space drawn at random: the base line that a search must beat.
 
-    Its parameters are drawn from a normal distribution of deviation 1.5, whose softmax keeps, by Eq. 2, about as many
-    candidates as a search does, and then made discrete in the same way.
+    Its parameters are drawn from a normal distribution of deviation 1.5 and made discrete as a search's are. It is
+    sparser than what short searches find: 14 of 30 candidates on average, where the shipped `autofa` has 26.
     """
     generator = torch.Generator().manual_seed(seed)
     neck = AutoFAESearch([1] * len(config.levels), 1, config)

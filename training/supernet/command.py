@@ -77,8 +77,9 @@ def supernet_command(
         text = load_genotype(genotype).model_dump_json() if genotype else ""
         config = replace(config, space=space, train=train, genotype=text)
         photos = load_training_set(data, split, cache, train.data)
-        options = SupernetOptions(out, start, imagenet, workers, save_every)
+        options = SupernetOptions(out, start, imagenet, workers, save_every, data.name)
         training = SupernetTraining(config, photos, options, world)
+        training.resume()
         if world.main:
             typer.echo(f"{len(space)} paths in one supernet, {training.steps} steps, {training.step} of them done")
         training.run()

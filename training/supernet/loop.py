@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from training.data.dataset import CropDataset
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.loop import RunOptions, batches, some_crops, steps_for, train_step
-from training.engine.optim import build_optimizer, learning_rate
+from training.engine.optim import build_optimizer, for_ranks, learning_rate
 from training.engine.warm_start import stage, start_from
 from training.files import write_json
 from training.models.detector import Output
@@ -43,13 +42,14 @@ _TOLERATED_OVERFLOWS = 10
 class SupernetOptions:
     """out: the supernet's folder; start: trained weights, whose backbone is taken for the path's backbone of the same
     kind; imagenet: a folder of torchvision's `resnet18.pth` and the like; workers: loader processes; save_every: steps
-    between checkpoints."""
+    between checkpoints; data: name of the photos, which a resumed training must have again."""
 
     out: Path
     start: Path | None = None
     imagenet: Path | None = None
     workers: int = 1
     save_every: int = 200
+    data: str = ""
 
 
 class OnPath(nn.Module):
@@ -97,19 +97,32 @@ class SupernetTraining:
         self.part, _ = divide(data, config)
         seen = round(len(data) * config.split[0] / sum(config.split))
         self.steps = steps_for(config.train, seen, world.size)
-        self.step, self.images, self.seconds, self.overflows = 0, 0, 0.0, 0
+        self.origin = {
+            "data": options.data, "photos": len(data), "steps": self.steps,
+            "start": checkpoint.fingerprint(options.start) if options.start else None,
+            "imagenet": checkpoint.fingerprint(options.imagenet) if options.imagenet else None,
+        }  # fmt: skip
+        self.step, self.images, self.seconds, self.overflows, self.resumed = 0, 0, 0.0, 0, False
         self.stages: list[dict[str, Any]] = []
         torch.manual_seed(config.train.seed)
         self.supernet = build_supernet(config).to(world.device)
         self.weights = list(self.supernet.parameters())
         self.optimizer = build_optimizer(self.weights, config.train.optim)
 
+    def resume(self) -> bool:
+        """Take up what `out/last.pt` has, once, and remove what cut-off writes have left. Returns whether there was a
+        state. Raises ValueError where it is of other settings, data, steps or starting weights."""
+        if self.world.main:
+            checkpoint.remove_partials(self.options.out)
+        last = self.options.out / LAST
+        if not self.resumed and last.is_file():
+            self._restore(checkpoint.read(last))
+            self.resumed = True
+        return self.resumed
+
     def run(self) -> Supernet:
         """Train to the end and return the supernet in eval mode. An interrupt saves before it is passed on."""
-        last = self.options.out / LAST
-        if last.is_file():
-            self._restore(checkpoint.read(last))
-        else:
+        if not self.resume():
             self._begin()
         train = self.config.train
         wrapped: nn.Module = self.supernet
@@ -151,7 +164,7 @@ class SupernetTraining:
         if sorts_before(self.step, self.steps, self.config):
             sort_channels(self.supernet, self.optimizer)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, train.optim)
+            group["lr"] = learning_rate(self.step, self.steps, for_ranks(train, self.world.size))
         generator = torch.Generator().manual_seed(train.seed * 1_000_003 + self.step * 131 + self.world.rank)
         terms = train_step(network, self.optimizer, train, images, targets, generator, self.world.device)
         self.overflows = 0 if math.isfinite(float(terms["grad"])) else self.overflows + 1
@@ -194,6 +207,7 @@ class SupernetTraining:
             return
         content = {
             "config": checkpoint.as_plain(self.config),
+            "origin": self.origin,
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -206,10 +220,11 @@ class SupernetTraining:
         write_json(self.options.out / "config.json", content["config"])
 
     def _restore(self, content: dict[str, Any]) -> None:
-        stored, asked = (json.dumps(c, sort_keys=True) for c in (content["config"], checkpoint.as_plain(self.config)))
-        if stored != asked:
+        if not checkpoint.same_settings(content["config"], checkpoint.as_plain(self.config)):
             where = self.options.out
             raise ValueError(f"{where} holds a supernet with other settings; name another --out, or remove that folder")
+        origin = {"steps": content["steps"], **content.get("origin", {})}
+        checkpoint.check_origin(origin, self.origin, self.options.out, "a supernet")
         self.supernet.load_state_dict(content["supernet"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.images, self.seconds = content["step"], content["images"], content["seconds"]

@@ -44,10 +44,12 @@ class SinglePath:
 
     @classmethod
     def parse(cls, text: str) -> SinglePath:
-        """Read what `str` writes. Raises ValueError."""
+        """Read what `str` writes. Raises ValueError, also where there is no head convolution or no channel."""
         found = _PRINTED.match(text)
         if not found:
             raise ValueError(f"{text!r} is no single path; one looks like R101-FAE-FA-FA-Hx4-256")
+        if int(found[3]) < 1 or int(found[4]) < 1:
+            raise ValueError(f"{text!r} is no single path: one has at least one head convolution and one channel")
         modules = tuple(part == "FAE" for part in found[2].split("-")[1:])
         return cls(backbone_name(f"resnet{found[1]}"), modules, int(found[3]), int(found[4]))
 

@@ -31,7 +31,9 @@ def table_command(
     ] = None,
     official: Annotated[Path | None, typer.Option(help="Folder of WIDER's wider_{easy,medium,hard}_val.mat.")] = None,
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
-    dev_split: Annotated[str, typer.Option(help="Split to evaluate on: dev, or val of WIDER Face.")] = "dev",
+    dev_split: Annotated[
+        str | None, typer.Option(help="Split to evaluate on. [dev, or val where the data has no dev]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of the network; 0 leaves torch's default.")] = 0,
     workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
@@ -47,6 +49,7 @@ def table_command(
     """
     import torch
 
+    from training.engine.checkpoint import fingerprint
     from training.engine.distributed import world as join
     from training.evaluation.detections import read_split
     from training.files import write_json
@@ -65,8 +68,16 @@ def table_command(
             raise ValueError(f"no budget {budget!r}; there are {', '.join(BUDGETS)}")
         if number == 8:
             from training.tables.generic import run_table
+            from training.tables.paper import GENERIC
 
-            typer.echo(run_table(data, budget, out or Path("runs/table-8"), genotypes, imagenet, device))
+            if list_rows:
+                for pair in GENERIC:
+                    typer.echo(" ".join(pair))
+                return
+            for option, given in (("--rows", rows), ("--seeds", seeds), ("--start", start)):
+                if given:
+                    raise ValueError(f"table 8 has no {option}: it runs its six cells once, from --imagenet if given")
+            typer.echo(run_table(data, budget, out or Path("runs/table-8"), genotypes, imagenet, device, threads))
             return
         spec = table_spec(number)
         if list_rows:
@@ -74,6 +85,7 @@ def table_command(
                 typer.echo(row.name)
             return
         size = BUDGETS[budget]()
+        tested = dev_split or _default_split(data)
         chosen = _choose(rows, [row.name for row in spec.rows])
         numbers = whole_numbers("--seeds", seeds) if seeds else size.seeds
         folder = out or Path(f"runs/table-{number}")
@@ -84,20 +96,22 @@ def table_command(
             sides = ", ".join(f"{s.batch} crops of {s.side} pixels" for s in size.train.sizes)
             one_pass = f"one pass at long side {size.long_side}" if size.long_side else "one pass at each photo's size"
             begun = start or imagenet
+            kept = f"{genotypes.resolve().name}, sha256 {fingerprint(genotypes)}" if genotypes else None
             settings = Settings(
-                table=number, budget=budget, data=data.name, split=dev_split,
-                photos=len(read_split(data, dev_split, size.photos or None)[0]),
+                table=number, budget=budget, data=data.name, split=tested,
+                photos=len(read_split(data, tested, size.photos or None)[0]),
                 protocol="several scales (0.5, 1, 1.5, 2)" if multi_scale else one_pass,
                 training=f"{trained} of recipe `{size.train.recipe}` in steps of {sides}",
                 start=f"the backbone of `{begun.name}`" if begun else None, hardware=hardware,
-                official=official is not None,
+                official=official is not None, train_split=split,
+                start_sha256=fingerprint(begun) if begun else None, genotypes=kept,
             )  # fmt: skip
             if world.main:
                 open_settings(folder / "settings.json", settings)
             searches = Searches(
                 genotypes, folder / "search", size.search, size.search_seeds, data, split, cache, hardware, start
             )
-            place = Place(data, folder, split, dev_split, cache, start, imagenet, official, workers)
+            place = Place(data, folder, split, tested, cache, start, imagenet, official, workers)
             for seed, row in ((n, r) for n in numbers for r in spec.rows if r.name in chosen):
                 result = folder / "results" / f"{slug(row.name)}-{seed}.json"
                 if result.is_file():
@@ -114,6 +128,21 @@ def table_command(
             if world.main:
                 results = read_results(folder / "results")
                 typer.echo(write_table(folder, spec, settings, results))
+
+
+def _default_split(data: Path) -> str:
+    """`dev`, or `val` where there is that alone, as in WIDER Face. Raises FileNotFoundError where there is neither."""
+    from training.data.layout import resolve_split
+
+    try:
+        resolve_split(data, "dev")
+    except FileNotFoundError as error:
+        try:
+            resolve_split(data, "val")
+        except FileNotFoundError:
+            raise error from None
+        return "val"
+    return "dev"
 
 
 def _choose(text: str, known: list[str]) -> list[str]:

@@ -21,12 +21,13 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 
 def run_table(
-    data: Path, budget: str, out: Path, genotypes: Path | None, imagenet: Path | None, device: str | None, seed: int = 0
-) -> str:
+    data: Path, budget: str, out: Path, genotypes: Path | None, imagenet: Path | None, device: str | None,
+    threads: int = 0, seed: int = 0,
+) -> str:  # fmt: skip
     """Train and evaluate all six cells, resuming, and write `table-8.json` and `table-8.md`. Returns Markdown.
 
-    data: holds train2017, val2017 and annotations/instances_{train,val}2017.json. Raises FileNotFoundError where one
-    of them is missing, and what `python -m training generic` raises.
+    data: holds train2017, val2017 and annotations/instances_{train,val}2017.json; threads: of the CPU, 0 leaves torch's
+    default. Raises FileNotFoundError where a part of the data is missing, and what `python -m training generic` raises.
     """
     files: dict[str, Any] = {
         "train_images": data / "train2017", "val_images": data / "val2017",
@@ -42,7 +43,7 @@ def run_table(
         kept = genotypes / "autofae.json" if genotypes and neck == "autofae" else None
         result = run_cell(
             detector=detector, neck=neck, out=out / f"{detector}-{neck}", imagenet=imagenet, genotype=kept, lr=None,
-            seed=seed, device=device, threads=0, workers=0 if budget == "smoke" else 2, **files, **_SIZES[budget],
+            seed=seed, device=device, threads=threads, workers=0 if budget == "smoke" else 2, **files, **_SIZES[budget],
         )  # fmt: skip
         ours = {"ap": result["AP"], "ap50": result["AP.50"], "ap75": result["AP.75"]}
         rows.append({"name": f"{detector} {neck}", "paper": dict(printed), "ours": ours, "run": result})

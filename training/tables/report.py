@@ -29,7 +29,9 @@ class Result(BaseModel):
 
 
 class Settings(BaseModel):
-    """What all runs of a table share, and are refused without."""
+    """What all runs of a table share, and are refused without. The last three have the defaults that tables of earlier
+    versions are read with: train_split is what was trained on; start_sha256 of the weights that every run began with;
+    genotypes: name and SHA-256 of the folder of kept ones, None where all were searched."""
 
     table: int
     budget: str
@@ -41,6 +43,9 @@ class Settings(BaseModel):
     start: str | None
     official: bool = False
     hardware: str
+    train_split: str = "train"
+    start_sha256: str | None = None
+    genotypes: str | None = None
 
 
 class Line(BaseModel):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.models.necks.base import Laterals
+from training.models.necks.pyramid import nearest_like
 
 _EPSILON = 1e-4
 
@@ -103,7 +104,7 @@ class BiFPN(nn.Module):
             middle[i] = node(inputs[i], F.interpolate(middle[i + 1], size=inputs[i].shape[-2:], mode="nearest"))
         outputs = [middle[0]]
         for i, node in enumerate(self.bottom_up, start=1):
-            below = F.max_pool2d(outputs[-1], 3, 2, padding=1)
+            below = nearest_like(F.max_pool2d(outputs[-1], 3, 2, padding=1), inputs[i])
             outputs.append(node(inputs[i], below) if i == top else node(inputs[i], middle[i], below))
         return outputs
 

@@ -66,6 +66,6 @@ class NASFCOS(nn.Module):
             # f8 is as fine as P3, hence the second resizing, to its own level.
             summed = nodes[output] + bilinear_like(nodes[_SHARED], nodes[output])
             maps.append(bilinear_like(summed, lateral))
-        maps.append(laterals[4] + self.down[0](maps[-1]))
-        maps.append(laterals[5] + self.down[1](torch.relu(maps[-1])))
+        maps.append(laterals[4] + nearest_like(self.down[0](maps[-1]), laterals[4]))
+        maps.append(laterals[5] + nearest_like(self.down[1](torch.relu(maps[-1])), laterals[5]))
         return [self.finest(laterals[0], maps[0]), *maps]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from training.models.necks.base import ConvNorm
 from training.models.necks.fpn import FPN
+from training.models.necks.pyramid import nearest_like
 
 
 class PAFPN(nn.Module):
@@ -23,5 +24,5 @@ class PAFPN(nn.Module):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         maps: list[Tensor] = self.fpn(features)
         for i, down in enumerate(self.down):
-            maps[i + 1] = maps[i + 1] + down(maps[i])
+            maps[i + 1] = maps[i + 1] + nearest_like(down(maps[i]), maps[i + 1])
         return [maps[0], *(smooth(x) for smooth, x in zip(self.smooth, maps[1:], strict=True))]
