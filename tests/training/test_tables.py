@@ -17,7 +17,7 @@ from training.models.genotype import AutoFAEGenotype, save_genotype
 from training.models.necks import NECKS
 from training.search.space import SpaceConfig, random_genotype
 from training.tables.budget import BUDGETS, smoke_budget
-from training.tables.command import _default_split, table_command
+from training.tables.command import table_command
 from training.tables.generic import run_table
 from training.tables.genotypes import cascade
 from training.tables.report import Result, Settings, markdown, open_settings, read_results, summarise
@@ -141,16 +141,6 @@ def test_runs_of_other_origin_are_not_mixed(tmp_path: Path, changed: str) -> Non
 def test_committed_tables_are_read(number: int) -> None:
     stored = json.loads((ROOT / "benchmarks" / "results" / f"table-{number}.json").read_text())
     assert Settings.model_validate(stored["settings"]).train_split == "train"
-
-
-def test_wider_is_evaluated_on_val(tiny_wider: Path, tmp_path: Path) -> None:
-    assert _default_split(tiny_wider) == "dev"
-    with pytest.raises(FileNotFoundError, match="no split 'dev'"):
-        _default_split(tmp_path)
-    (tmp_path / "WIDER_val" / "images").mkdir(parents=True)
-    (tmp_path / "wider_face_split").mkdir()
-    (tmp_path / "wider_face_split" / "wider_face_val_bbx_gt.txt").touch()
-    assert _default_split(tmp_path) == "val"
 
 
 def test_table_8_hands_threads_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from service.profiling import machine_name
-from training.commands import stop_on_sigterm, told, whole_numbers
+from training.commands import stop_on_sigterm, told, validation_split, whole_numbers
 
 
 def table_command(
@@ -85,7 +85,7 @@ def table_command(
                 typer.echo(row.name)
             return
         size = BUDGETS[budget]()
-        tested = dev_split or _default_split(data)
+        tested = dev_split or validation_split(data)
         chosen = _choose(rows, [row.name for row in spec.rows])
         numbers = whole_numbers("--seeds", seeds) if seeds else size.seeds
         folder = out or Path(f"runs/table-{number}")
@@ -128,21 +128,6 @@ def table_command(
             if world.main:
                 results = read_results(folder / "results")
                 typer.echo(write_table(folder, spec, settings, results))
-
-
-def _default_split(data: Path) -> str:
-    """`dev`, or `val` where there is that alone, as in WIDER Face. Raises FileNotFoundError where there is neither."""
-    from training.data.layout import resolve_split
-
-    try:
-        resolve_split(data, "dev")
-    except FileNotFoundError as error:
-        try:
-            resolve_split(data, "val")
-        except FileNotFoundError:
-            raise error from None
-        return "val"
-    return "dev"
 
 
 def _choose(text: str, known: list[str]) -> list[str]:
