@@ -29,7 +29,7 @@ from training.engine.checkpoint import detector_config, load_detector
 from training.engine.warm_start import load_exported
 from training.family import count
 from training.models.detector import Detector, DetectorConfig, build_detector
-from training.models.genotype import AutoFAEGenotype, genotype_of_kind
+from training.models.genotype import AnyGenotype, AutoFAEGenotype, default_genotype, parse
 from training.models.necks import NeckOptions
 from training.supernet.path import SinglePath, backbone_name
 
@@ -60,19 +60,28 @@ def graph_of(detector: Detector, precision: Precision, nms: str, half: bool = Tr
 
 
 def architecture_of(config: DetectorConfig) -> Architecture:
-    """What the manifest says of the network, with its single path and genotype where the neck is AutoFAE. Counting the
-    arithmetic runs the network once at 480x640."""
+    """What the manifest says of the network, with the genotype of a searched neck, and the single path of AutoFAE.
+    Counting the arithmetic runs the network once at 480x640."""
     counts = count(config)
-    genotype, path = None, ""
-    if config.neck == "autofae":
-        found = genotype_of_kind(config.neck, config.neck_options.genotype, AutoFAEGenotype)
-        genotype = found.model_dump(mode="json")
+    found, path = _genotype_of(config), ""
+    if config.neck == "autofae" and isinstance(found, AutoFAEGenotype):
         modules = config.neck_options.modules or found.modules
         path = str(SinglePath(config.backbone, tuple(modules), config.head_convs, config.channels))
     return Architecture(
-        backbone=config.backbone, neck=config.neck, single_path=path, genotype=genotype, head_convs=config.head_convs,
+        backbone=config.backbone, neck=config.neck, single_path=path,
+        genotype=found.model_dump(mode="json") if found else None, head_convs=config.head_convs,
         channels=config.channels, parameters=counts.parameters, gmacs_vga=round(counts.gmacs_vga, 2),
     )  # fmt: skip
+
+
+def _genotype_of(config: DetectorConfig) -> AnyGenotype | None:
+    """What the neck is built from, spelt out: the project's own may be another one day. None of a neck made by hand."""
+    if config.neck_options.genotype:
+        return parse(config.neck_options.genotype)
+    try:
+        return default_genotype(config.neck)
+    except ValueError:
+        return None
 
 
 def first_manifest(

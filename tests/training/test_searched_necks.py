@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime as ort
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.build import architecture_of
 from export.onnx_graph import OPSET
 from tests.training.searching import (
     OTHERS,
@@ -17,6 +19,8 @@ from tests.training.searching import (
     pyramid,
     stir,
 )
+from training.models.detector import DetectorConfig
+from training.models.genotype import default_genotype, parse
 from training.models.necks import NeckOptions, build_neck
 from training.models.necks.searched import FullyConnectedFusion
 
@@ -78,3 +82,15 @@ def test_an_exported_neck_gives_the_same_at_another_size(name: str, tmp_path: Pa
         got = session.run(None, {name: x.numpy() for name, x in zip(inputs, maps, strict=True)})
         for mine, theirs in zip(expected, got, strict=True):
             torch.testing.assert_close(mine, torch.from_numpy(theirs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["darts-fa", "pc-darts-fe"])
+def test_a_manifest_holds_the_genotype_that_a_neck_was_built_from(name: str) -> None:
+    config = DetectorConfig(neck=name, channels=8)
+    own = architecture_of(config)
+    assert own.genotype == default_genotype(name).model_dump(mode="json")
+    assert own.single_path == ""
+    given = full_genotype(name)
+    other = replace(config, neck_options=NeckOptions(genotype=given))
+    assert architecture_of(other).genotype == parse(given).model_dump(mode="json") != own.genotype
+    assert architecture_of(DetectorConfig(channels=8)).genotype is None
