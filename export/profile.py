@@ -17,11 +17,11 @@ from service.engines.ort import OnnxEngine, open_cpu
 from service.profiling import hardware_name, percentile_99
 from service.repository.manifest import InputSize
 from service.repository.store import Repository, for_cpu
+from service.simulation.profile import PROFILE_VERSION
 
 if TYPE_CHECKING:
     from training.evaluation.detections import Source
 
-PROFILE_VERSION = 2
 _WARM_UP = 2
 # Cascades on a large photo take seconds; so many of them say enough.
 _FEWEST_RUNS, _PEER_SECONDS = 5, 10.0

@@ -135,6 +135,16 @@ class Settings(BaseSettings):
         return name
 
     @model_validator(mode="after")
+    def _one_upload_fits(self) -> Self:
+        for name in ("max_upload_bytes", "max_batch_upload_bytes"):
+            if getattr(self, name) > self.max_inflight_bytes:  # it would be told to try again, for ever
+                raise ValueError(
+                    f"{PREFIX}{name.upper()} is above ASFD_MAX_INFLIGHT_BYTES ({self.max_inflight_bytes}), so that "
+                    "such a request could never be held; raise the latter"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _default_tier_exists(self) -> Self:
         if self.default_tier not in self.tiers:
             raise ValueError(

@@ -24,7 +24,7 @@ _Z99 = NormalDist().inv_cdf(0.99)
 _Z_MOST = NormalDist().inv_cdf(0.999)
 MOST_BATCH = 1024
 PROFILE_VERSION = 2
-"""Of the files that `python -m export profile` writes; the service must not import it from there."""
+"""Of the files that `python -m export profile` writes, too."""
 
 # From a nanosecond to an hour: beyond them quotients and lognormal times would overflow.
 _Milliseconds = Annotated[float, Field(ge=1e-6, le=3.6e6)]

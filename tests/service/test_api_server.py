@@ -102,13 +102,14 @@ def test_client_that_waits_for_a_go_ahead_is_refused_before_it_sends() -> None:
 def test_bodies_that_fill_the_memory_they_may_have_are_refused_largest_first() -> None:
     head = b"POST /detect HTTP/1.1\r\nHost: test\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
     stub = StubDetector()
-    with live_server(stub, max_inflight_bytes=2**20) as live:
+    limits = {"max_upload_bytes": 2**20, "max_batch_upload_bytes": 2**20, "max_inflight_bytes": 2**20}
+    with live_server(stub, **limits) as live:
         address = ("127.0.0.1", live.port)
         state = live.server._services.state
         with socket.create_connection(address, 20) as slow, socket.create_connection(address, 20) as large:
             slow.sendall(head % 400_000 + bytes(300_000))
             wait_for(lambda: state.body_bytes == 300_000)
-            large.sendall(head % 2_000_000 + bytes(900_000))
+            large.sendall(head % 1_000_000 + bytes(900_000))
             assert large.recv(4096).startswith(b"HTTP/1.1 503")
             # A small one has its share, although the slow one still holds what it sent.
             assert httpx.post(f"{live.url}/detect", content=picture(), headers=JPEG).status_code == 200

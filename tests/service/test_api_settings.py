@@ -46,6 +46,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ASFD_DEFAULT_TIER", "fastest", "'fastest'"),
         ("ASFD_MAX_PIXELS", "-1", "ASFD_MAX_PIXELS is '-1'"),
         ("ASFD_MAX_UPLOAD_BYTES", "20MB", "ASFD_MAX_UPLOAD_BYTES is '20MB'"),
+        ("ASFD_MAX_BATCH_UPLOAD_BYTES", "300000000", "ASFD_MAX_BATCH_UPLOAD_BYTES is above ASFD_MAX_INFLIGHT_BYTES"),
         ("ASFD_DECODE_THREADS", "0", "ASFD_DECODE_THREADS"),
         ("ASFD_LOG_LEVEL", "loud", "ASFD_LOG_LEVEL"),
     ],

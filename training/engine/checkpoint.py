@@ -49,6 +49,14 @@ def read(path: Path, wanted: str = "config") -> dict[str, Any]:
     return content
 
 
+def unfinished(path: Path, main: bool) -> dict[str, Any] | None:
+    """What a stopped run has left in `path`, None where nothing. What cut-off writes have left beside it is removed by
+    the `main` process. Raises ValueError where it cannot be read."""
+    if main:
+        remove_partials(path.parent)
+    return read(path) if path.is_file() else None
+
+
 def fingerprint(path: Path) -> str:
     """SHA-256 in hex of a file of weights or, of a folder, of its `.pth` and `.json` files, names included. Raises
     FileNotFoundError."""

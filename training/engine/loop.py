@@ -322,11 +322,9 @@ def _teacher(config: TrainConfig, options: RunOptions, device: torch.device) -> 
 def _check_same_run(stored: dict[str, Any], config: TrainConfig, path: Path) -> None:
     """Raises ValueError where the checkpoint is of another recipe, member, seed or teacher: a mixture."""
     asked = checkpoint.as_plain(config)
-    # Fields that came later are not in older checkpoints, and have their defaults.
-    asked["model"] = {name: value for name, value in asked["model"].items() if name in stored["model"]}
     for name, words in (("recipe", "recipe"), ("model", "model"), ("seed", "seed"), ("distill", "teacher")):
         # Older checkpoints say nothing of a teacher, and had none.
-        if json.dumps(stored.get(name), sort_keys=True) != json.dumps(asked[name], sort_keys=True):
+        if not checkpoint.same_settings(stored.get(name), asked[name]):
             raise ValueError(f"{path} belongs to a run of another {words}; name another --out, or remove that folder")
 
 

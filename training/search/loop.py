@@ -128,13 +128,10 @@ class Search:
         return on_device(build_detector(config.model, neck), self.world.device)
 
     def resume(self) -> bool:
-        """Take up what `out/last.pt` has, once, and remove what cut-off writes have left. Returns whether there was a
-        state. Raises ValueError where it is of other settings, data, steps or starting weights."""
-        if self.world.main:
-            checkpoint.remove_partials(self.options.out)
-        last = self.options.out / LAST
-        if not self.resumed and last.is_file():
-            self._restore(checkpoint.read(last))
+        """Take up what `out/last.pt` has, once; whether there was a state. Raises ValueError where it is of other
+        settings, data, steps or starting weights."""
+        if not self.resumed and (content := checkpoint.unfinished(self.options.out / LAST, self.world.main)):
+            self._restore(content)
             self.resumed = True
         return self.resumed
 
