@@ -272,6 +272,8 @@ class Runtime:
         self._observer.dispatch("on_time" if reason == "on_time" else "degraded", batch)
         self._observer.predicted_vs_actual(predicted / max(seconds * 1e3, 1e-3), variant)
         self._models.refresh()
+        if self._dispatcher is not None:
+            self._dispatcher.rehearse()
         if content := self._models.correction_due():
             asyncio.get_running_loop().run_in_executor(None, self._models.save, content)
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,7 +17,7 @@ from service.engines.base import EngineError
 from service.errors import DeadlinePassedError, NotReadyError
 from service.scheduling.arrivals import ArrivalStatistics
 from service.scheduling.policies.common import validate
-from service.scheduling.problem import Arm, Decision, Policy, Reason, Waiting
+from service.scheduling.problem import Arm, Decision, Expected, Policy, Reason, Waiting
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -73,6 +74,7 @@ class Dispatcher(Generic[P, R]):
         self._wake = asyncio.Event()
         self._running: frozenset[int] = frozenset()
         self._busy_until = 0.0
+        self._asked: tuple[float, Sequence[Waiting], Sequence[Arm], Expected] | None = None
         self._numbers = 0
         self._closed = False
         self._refusal: Callable[[], Exception] = _stopping
@@ -142,8 +144,9 @@ class Dispatcher(Generic[P, R]):
             began = time.perf_counter()
             now = self._loop.time()
             arms = self._arms()
+            self._asked = asked = (now, queue, arms, self._statistics.expected(now))
             try:
-                decision = self._policy.decide(now, queue, arms, self._statistics.expected(now))
+                decision = self._policy.decide(*asked)
                 if fault := validate(decision, queue, arms):
                     raise ValueError(fault)
             except Exception:
@@ -159,6 +162,24 @@ class Dispatcher(Generic[P, R]):
             if decision.run or not decision.drop:
                 return decision
         return Decision()
+
+    def rehearse(self) -> None:
+        """Where predictions have moved, ask the last question again and forget the answer.
+
+        Policies are pure, but derive tables from the arms at their first sight, which takes longer than to decide. To
+        be called when nobody waits for a decision.
+        """
+        if self._asked is None:
+            return
+        now, queue, known, expected = self._asked
+        if (arms := self._arms()) is known:
+            return
+        kinds: dict[int, Waiting] = {}
+        for waiting in queue:
+            kinds.setdefault(waiting.arms, waiting)  # one of a kind, since tables go by that
+        self._asked = (now, list(kinds.values()), arms, expected)
+        with suppress(Exception):  # said in the log where it matters: when it is decided
+            self._policy.decide(*self._asked)
 
     async def _execute(self, decision: Decision) -> None:
         arm = self._arms()[decision.arm]

@@ -216,3 +216,48 @@ def test_a_faulty_policy_does_not_stop_the_service(fault: str, caplog: pytest.Lo
 
     run_with_fake_clock(scenario())
     assert "policy faulty" in caplog.text
+
+
+@dataclass(frozen=True)
+class Remembering(HeadFirst):
+    """Keeps what it was asked."""
+
+    asked: list[tuple[list[int], tuple[Arm, ...]]] = field(default_factory=list)
+
+    def decide(self, now: float, queue: Sequence[Waiting], arms: Sequence[Arm], expected: Expected) -> Decision:
+        self.asked.append(([one.number for one in queue], tuple(arms)))
+        return super().decide(now, queue, arms, expected)
+
+
+def test_moved_predictions_are_rehearsed_once_with_one_picture_of_a_kind() -> None:
+    async def scenario() -> None:
+        scene, moved = Scene(policy := Remembering()), (ARMS[0], Arm("good", SIZE, 0.9, (900.0,)))
+        arms = ARMS
+        scene.dispatcher = Dispatcher(policy, lambda: arms, scene.engine)
+        scene.dispatcher.rehearse()
+        assert policy.asked == []  # nothing was asked yet
+        tasks = [scene.send("a", 3.0), scene.send("b", 4.0), scene.send("c", 5.0, arms=3), scene.send("d", 6.0, arms=2)]
+        await asyncio.sleep(0.05)
+        scene.dispatcher.rehearse()
+        assert policy.asked == [([1, 2, 3, 4], ARMS)]  # nothing has moved
+        arms = moved
+        scene.dispatcher.rehearse()
+        scene.dispatcher.rehearse()
+        assert policy.asked[1:] == [([1, 3, 4], moved)]
+        assert [(await task).result for task in tasks] == ["A", "B", "C", "D"]
+
+    run_with_fake_clock(scenario())
+
+
+def test_a_policy_that_fails_in_rehearsal_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        scene, arms = Scene(Faulty()), ARMS
+        scene.dispatcher = Dispatcher(scene.policy, lambda: arms, scene.engine)
+        assert (await scene.send("a", 5.0)).result == "A"
+        arms = ARMS[:1]
+        caplog.clear()
+        scene.dispatcher.rehearse()
+        assert (await scene.send("b", 9.0)).result == "B"
+
+    run_with_fake_clock(scenario())
+    assert caplog.text.count("policy faulty failed") == 1

@@ -285,3 +285,12 @@ def test_parameters_are_checked() -> None:
         LookAhead(candidates=0)
     with pytest.raises(ValueError, match="roll_out needs"):
         RollOut(penalty=-1.0)
+
+
+def test_of_equal_arms_the_one_that_more_pictures_allow_stays() -> None:
+    table = PlanTable((arm(0.7, 20), arm(0.7, 20), arm(0.7, 20, 30)))
+    assert table.undominated((0b011,)) == {0}
+    assert table.undominated((0b001, 0b011)) == {0}
+    assert table.undominated((0b010, 0b011)) == {1}
+    assert table.undominated((0b001, 0b010)) == {0, 1}
+    assert table.undominated((0b111,)) == {2}  # it takes two at once

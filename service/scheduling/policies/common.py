@@ -16,6 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from service.scheduling.problem import Arm, Decision, Waiting
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 LATE_STRETCH = 2.0
@@ -76,9 +77,9 @@ class Remembered(Generic[T]):
         return built
 
 
-def remember(memo: dict[int, T], key: int, value: T) -> None:
+def remember(memo: dict[K, T], key: K, value: T, limit: int = _MEMO_LIMIT) -> None:
     """Keep a value; a memo that has grown too large starts again."""
-    if len(memo) >= _MEMO_LIMIT:
+    if len(memo) >= limit:
         memo.clear()
     memo[key] = value
 

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from operator import le
 from typing import NamedTuple, TypeVar
 
-from service.scheduling.policies.common import ArmTable, Batch, largest_batches
+from service.scheduling.policies.common import ArmTable, Batch, largest_batches, remember
 from service.scheduling.problem import Arm, Waiting
 
 T = TypeVar("T")
@@ -37,15 +37,50 @@ class PlanTable:
         self.arms = ArmTable(arms)
         self._undominated: dict[Masks, frozenset[int]] = {}
         self._plans: dict[tuple[Masks, int], tuple[Plan, ...]] = {}
+        self._rivals: dict[int, tuple[int, int]] = {}
+        self._ladders: dict[int, _Ladder] = {}
+        worth, one_ms = self.arms.worth, self.arms.one_ms
+        self._best_first = sorted(range(len(worth)), key=lambda k: (-worth[k], one_ms[k], k))
 
     def undominated(self, masks: Masks) -> frozenset[int]:
         """Arms that no other beats: at least as accurate, as fast at every batch, and allowed wherever they are."""
         found = self._undominated.get(masks)
         if found is None:
-            if len(self._undominated) >= _MEMO_LIMIT:
-                self._undominated.clear()
-            found = self._undominated[masks] = frozenset(_undominated(self.arms, masks))
+            found = frozenset(self._kept(masks))
+            remember(self._undominated, masks, found, _MEMO_LIMIT)
         return found
+
+    def _kept(self, masks: Masks) -> list[int]:
+        together: dict[int, int] = {}  # arm -> bits of the arms that are allowed wherever it is
+        for mask in masks:
+            for k in self.arms.indices(mask):
+                together[k] = together.get(k, mask) & mask
+        kept = []
+        for k, beside in together.items():
+            better, equal = self._rivals.get(k) or self._rivals_of(k)
+            if better & beside:
+                continue
+            equal &= beside
+            # Of equals the one that is allowed more often stays, or the first.
+            if equal and any(j < k or not together[j] >> k & 1 for j in self.arms.indices(equal)):
+                continue
+            kept.append(k)
+        return kept
+
+    def _rivals_of(self, k: int) -> tuple[int, int]:
+        """Bits of the arms that beat this one wherever both are allowed, and of those that are just like it."""
+        worth, one_ms, arms = self.arms.worth, self.arms.one_ms, self.arms.arms
+        mine, better, equal = arms[k].latency_ms, 0, 0
+        for j in self._best_first:
+            if worth[j] < worth[k]:
+                break
+            if j != k and one_ms[j] <= one_ms[k] and _as_fast(arms[j].latency_ms, mine):
+                if worth[j] == worth[k] and arms[j].latency_ms == mine:
+                    equal |= 1 << j
+                else:
+                    better |= 1 << j
+        self._rivals[k] = better, equal
+        return better, equal
 
     def plans(self, masks: Masks, most: int) -> tuple[Plan, ...]:
         """At most `most` ways to run the rest, the fastest first: a plan has one arm a class, for all its pictures.
@@ -56,49 +91,56 @@ class PlanTable:
         """
         found = self._plans.get((masks, most))
         if found is None:
-            if len(self._plans) >= _MEMO_LIMIT:
-                self._plans.clear()
-            found = self._plans[masks, most] = tuple(_plans(self.arms, self.undominated(masks), masks, most))
+            found = tuple(map(_grouped, thinned(self._choices(masks), most)))
+            remember(self._plans, (masks, most), found, _MEMO_LIMIT)
         return found
+
+    def _choices(self, masks: Masks) -> list[tuple[int, ...]]:
+        """An arm for each class, in as many ways as there are, the fastest first."""
+        one_ms = self.arms.one_ms
+        ladders = [self._ladders.get(mask) or self._ladder(mask) for mask in masks]
+        found = {tuple([ladder.fastest for ladder in ladders]): None}
+        for favoured in sorted(self.undominated(masks), key=lambda k: (one_ms[k], k)):
+            limit = _ABOUT_AS_FAST * one_ms[favoured]
+            found.setdefault(
+                tuple([
+                    favoured if mask >> favoured & 1 else ladder.best_within(limit)
+                    for mask, ladder in zip(masks, ladders, strict=True)
+                ])
+            )  # fmt: skip
+        return list(found)
+
+    def _ladder(self, mask: int) -> _Ladder:
+        worth, one_ms = self.arms.worth, self.arms.one_ms
+        steps: list[int] = []
+        times = []
+        for k in sorted(self.arms.indices(mask), key=lambda k: (one_ms[k], -worth[k], k)):
+            if not steps or worth[k] > worth[steps[-1]]:
+                steps.append(k)
+                times.append(one_ms[k])
+        ladder = self._ladders[mask] = _Ladder(self.arms.fastest(mask), times, steps)
+        return ladder
 
     def fastest_plan(self, masks: Masks) -> Plan:
         """Every class by its fastest arm."""
         return _grouped([self.arms.fastest(mask) for mask in masks])
 
 
-def _undominated(table: ArmTable, masks: Masks) -> list[int]:
-    users = {k: sum(1 << c for c, mask in enumerate(masks) if mask >> k & 1) for k in table.indices(_union(masks))}
-    kept: list[int] = []
-    # A dominating arm comes earlier in this order, and domination is transitive: comparing with the kept is enough.
-    for k in sorted(users, key=lambda k: (-table.worth[k], table.one_ms[k], -users[k].bit_count(), k)):
-        mine = table.arms[k].latency_ms
-        if not any(
-            table.one_ms[j] <= table.one_ms[k] and not users[k] & ~users[j] and _as_fast(table.arms[j].latency_ms, mine)
-            for j in kept
-        ):
-            kept.append(k)
-    return kept
+class _Ladder(NamedTuple):
+    """The arms of a mask that are more accurate than every faster one, by their milliseconds of one picture."""
+
+    fastest: int
+    times: list[float]
+    steps: list[int]
+
+    def best_within(self, limit: float) -> int:
+        """The most accurate arm within a time, of equals the faster; the fastest where there is none."""
+        count = bisect_right(self.times, limit)
+        return self.steps[count - 1] if count else self.fastest
 
 
 def _as_fast(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return len(one) >= len(other) and all(map(le, one, other))
-
-
-def _plans(table: ArmTable, arms: frozenset[int], masks: Masks, most: int) -> list[Plan]:
-    by_speed = sorted(arms, key=lambda k: (table.one_ms[k], k))
-    found = {_grouped([table.fastest(mask) for mask in masks]): None}
-    for favoured in by_speed:
-        limit = _ABOUT_AS_FAST * table.one_ms[favoured]
-        choice = []
-        for mask in masks:
-            if mask >> favoured & 1:
-                choice.append(favoured)
-                continue
-            near = [k for k in table.indices(mask) if table.one_ms[k] <= limit]
-            best = max(near, key=lambda k: (table.worth[k], -table.one_ms[k], -k), default=-1)
-            choice.append(best if near else table.fastest(mask))
-        found.setdefault(_grouped(choice))
-    return thinned(list(found), most)
 
 
 def _grouped(choice: Sequence[int]) -> Plan:
@@ -106,13 +148,6 @@ def _grouped(choice: Sequence[int]) -> Plan:
     for c, arm in enumerate(choice):
         groups.setdefault(arm, []).append(c)
     return Plan(tuple((arm, tuple(classes)) for arm, classes in groups.items()))
-
-
-def _union(masks: Masks) -> int:
-    union = 0
-    for mask in masks:
-        union |= mask
-    return union
 
 
 def thinned(items: list[T], most: int) -> list[T]:
