@@ -180,9 +180,9 @@ def _detect_here(settings: Settings, data: bytes, ask: Ask, out: Path | None) ->
     if out is None:
         return document, None
     # Drawn on the photo at full size: the runtime decodes no more than detection needs.
-    pixels = decode(data, inspect(data, Limits(settings.max_pixels))).pixels
+    decoded = decode(data, inspect(data, Limits(settings.max_pixels)))
     picture = annotate(
-        pixels, answer.boxes, answer.scores, original_width=answer.width, original_height=answer.height,
+        decoded.picture, answer.boxes, answer.scores, original_width=answer.width, original_height=answer.height,
         image_format="PNG" if out.suffix.lower() == ".png" else "JPEG",
     )  # fmt: skip
     return document, picture

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Ask:
 class Answer:
     """boxes: float32 [K, 4] x1 y1 x2 y2 in pixels of the upright original; scores: float32 [K], best first.
 
-    pixels: the decoded picture, maybe smaller than the original. batch: pictures of the engine's run; infer_ms: of that
+    picture: as it was decoded, maybe smaller than the original. batch: pictures of the engine's run; infer_ms: of that
     run. degraded: no detector was predicted to be on time.
     """
 
@@ -61,6 +62,6 @@ class Answer:
     total_ms: float
     predicted_ms: float
     deadline_met: bool
-    pixels: NDArray[np.uint8] | None
+    picture: Image.Image | None
     degraded: bool
     batch: int = 1

@@ -14,7 +14,8 @@ from service.repository.manifest import InputSize
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """canvas: uint8 [H, W, 3], the picture at the top left, black elsewhere; scale_x, scale_y: canvas over original."""
+    """canvas: uint8 [H, W, 3], read-only, the picture at the top left, black elsewhere; scale_x, scale_y: canvas over
+    original."""
 
     canvas: NDArray[np.uint8]
     scale_x: float
@@ -43,17 +44,21 @@ def sizes_by_long_side(sizes: Sequence[InputSize]) -> dict[int, tuple[InputSize,
     return {side: tuple(size for size in sizes if size.long_side == side) for side in sides}
 
 
-def letterbox(pixels: NDArray[np.uint8], size: InputSize, original_width: int, original_height: int) -> Fitted:
-    """pixels: uint8 [h, w, 3], at any scale of the original. Bilinear, antialiased when it shrinks."""
+def letterbox(
+    picture: Image.Image | NDArray[np.uint8], size: InputSize, original_width: int, original_height: int
+) -> Fitted:
+    """picture: RGB, or uint8 [h, w, 3], at any scale of the original. Bilinear, antialiased when it shrinks."""
     new_w, new_h = scaled_size(original_width, original_height, size.long_side)
     new_w, new_h = min(new_w, size.width), min(new_h, size.height)
-    canvas = np.zeros((size.height, size.width, 3), dtype=np.uint8)
-    if (pixels.shape[1], pixels.shape[0]) == (new_w, new_h):
-        canvas[:new_h, :new_w] = pixels
-    else:
-        resized = Image.fromarray(pixels).resize((new_w, new_h), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        canvas[:new_h, :new_w] = np.asarray(resized)
-    return Fitted(canvas, new_w / original_width, new_h / original_height)
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    if image.size != (new_w, new_h):
+        image = image.resize((new_w, new_h), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    if image.size != (size.width, size.height):
+        # By Pillow: an array of zeros that is then filled costs as much as the resizing.
+        page = Image.new("RGB", (size.width, size.height))
+        page.paste(image)
+        image = page
+    return Fitted(np.asarray(image), new_w / original_width, new_h / original_height)
 
 
 def to_original(boxes: NDArray[np.float32], fitted: Fitted, width: int, height: int) -> NDArray[np.float32]:

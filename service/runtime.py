@@ -254,7 +254,7 @@ class Runtime:
             assert decoded is not None
             assert ready is not None
             if ready.canvas.shape[:2] != (size.height, size.width):
-                ready = letterbox(decoded.pixels, size, decoded.original_width, decoded.original_height)
+                ready = letterbox(decoded.picture, size, decoded.original_width, decoded.original_height)
             fitted.append(ready)
         stacked = fitted[0].canvas[None] if len(fitted) == 1 else np.stack([one.canvas for one in fitted])
         found = self._models.loaded[variant].engine.run(stacked)
@@ -309,7 +309,7 @@ class Runtime:
             total_ms=total_ms,
             predicted_ms=(ran.started - ask.received + arm.seconds(ran.batch)) * 1e3,
             deadline_met=total_ms <= ask.budget_ms,
-            pixels=picture.decoded.pixels,
+            picture=picture.decoded.picture,
             degraded=ran.reason == "late",
             batch=ran.batch,
         )
@@ -360,4 +360,4 @@ def _outcome(task: asyncio.Task[Answer]) -> Answer | AsfdError:
 def _prepare(data: bytes, header: ImageHeader, decode_for: InputSize, fit_for: InputSize) -> tuple[Decoded, Fitted]:
     """On a decoder's thread."""
     decoded = decode(data, header, decode_for.long_side)
-    return decoded, letterbox(decoded.pixels, fit_for, decoded.original_width, decoded.original_height)
+    return decoded, letterbox(decoded.picture, fit_for, decoded.original_width, decoded.original_height)

@@ -159,8 +159,8 @@ def engine_rate(
         size = fitting_size(photo.width, photo.height, sizes)
         assert size is not None  # squares hold everything
         header = inspect(photo.data, Limits(64_000_000))
-        pixels = decode(photo.data, header, long_side).pixels
-        canvases.append(letterbox(pixels, size, photo.width, photo.height).canvas[None])
+        picture = decode(photo.data, header, long_side).picture
+        canvases.append(letterbox(picture, size, photo.width, photo.height).canvas[None])
     engine = open_cpu(variant, one.path, threads)
     try:
         for canvas in {canvas.shape: canvas for canvas in canvases}.values():

@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from service.contract import Answer
 from service.imaging.annotate import MAX_LONG_SIDE, ImageFormat, annotate
-from service.imaging.decode import Decoded, ImageHeader, decode
+from service.imaging.decode import ImageHeader, decode
 
 
 def answer_json(answer: Answer, total_ms: float, request_id: str) -> bytes:
@@ -64,12 +64,11 @@ def answer_headers(answer: Answer, total_ms: float) -> dict[str, str]:
 def annotated(data: bytes, header: ImageHeader, answer: Answer, image_format: ImageFormat) -> bytes:
     """The picture with its faces. Decodes once more where the detector's copy is too small to look good. CPU-bound."""
     wanted = min(MAX_LONG_SIDE, header.long_side)
-    pixels = answer.pixels
-    if pixels is None or max(pixels.shape[:2]) < wanted:
-        larger: Decoded = decode(data, header, wanted)
-        pixels = larger.pixels
+    picture = answer.picture
+    if picture is None or max(picture.size) < wanted:
+        picture = decode(data, header, wanted).picture
     return annotate(
-        pixels,
+        picture,
         answer.boxes,
         answer.scores,
         original_width=header.width,

@@ -21,7 +21,7 @@ _JPEG_QUALITY = 90
 
 
 def annotate(
-    pixels: NDArray[np.uint8],
+    picture: Image.Image,
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
     *,
@@ -29,16 +29,17 @@ def annotate(
     original_height: int,
     image_format: ImageFormat = "JPEG",
 ) -> bytes:
-    """Encode `pixels` with the faces drawn on.
+    """Encode `picture` with the faces drawn on.
 
-    pixels: uint8 [h, w, 3] RGB, at any scale of the original; boxes: float32 [K, 4] in original pixels; scores: [K].
-    The result keeps the size of `pixels`, or is shrunk to a long side of `MAX_LONG_SIDE`.
+    picture: RGB, at any scale of the original; boxes: float32 [K, 4] in original pixels; scores: [K]. The result keeps
+    the size of `picture`, or is shrunk to a long side of `MAX_LONG_SIDE`.
     """
-    picture = Image.fromarray(pixels)
     if max(picture.size) > MAX_LONG_SIDE:
         ratio = MAX_LONG_SIDE / max(picture.size)
         size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
         picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    else:
+        picture = picture.copy()
     scale = np.array([picture.width / original_width, picture.height / original_height] * 2)
     _draw(picture, np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale, scores)
     out = io.BytesIO()

@@ -70,11 +70,16 @@ class ImageHeader:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """pixels: uint8 [h, w, 3] RGB, upright, maybe smaller than the original whose size stands beside it."""
+    """picture: RGB, upright, maybe smaller than the original whose size stands beside it."""
 
-    pixels: NDArray[np.uint8]
+    picture: Image.Image
     original_width: int
     original_height: int
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 [h, w, 3], a copy."""
+        return np.asarray(self.picture)
 
 
 def inspect(data: bytes, limits: Limits) -> ImageHeader:
@@ -136,7 +141,7 @@ def decode(data: bytes, header: ImageHeader, long_side: int | None = None) -> De
             turn = _UPRIGHT.get(header.orientation)
             if turn is not None:
                 picture = picture.transpose(turn)
-            pixels = np.asarray(picture)
+            picture.info.clear()  # or profiles and comments would get into pictures that are made of it
     except MemoryError:
         raise TooLargeError(
             f"There is not enough memory to decode {header.width} x {header.height} pixels. Send a smaller picture."
@@ -147,7 +152,7 @@ def decode(data: bytes, header: ImageHeader, long_side: int | None = None) -> De
             f"The {_shown(header.format)} file is damaged or cut short: its header is fine, its pixels are not. "
             "Check that the whole file was sent."
         ) from None
-    return Decoded(pixels, header.width, header.height)
+    return Decoded(picture, header.width, header.height)
 
 
 def _refuse_many_pixels(width: int, height: int, limits: Limits) -> None:

@@ -81,7 +81,7 @@ class StubDetector:
             total_ms=total,
             predicted_ms=5.0,
             deadline_met=total <= ask.budget_ms,
-            pixels=decoded.pixels,
+            picture=decoded.picture,
             degraded=False,
         )
 

@@ -20,7 +20,7 @@ def draw(
     height, width = pixels.shape[:2]
     original = original or (width, height)
     data = annotate(
-        pixels,
+        Image.fromarray(pixels),
         np.array(boxes, np.float32).reshape(-1, 4),
         np.linspace(0.9, 0.1, len(boxes), dtype=np.float32),
         original_width=original[0],
@@ -89,3 +89,10 @@ def test_full_house_is_drawn(astronaut: Pixels) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (7, 3)])
 def test_tiny_pictures(size: tuple[int, int]) -> None:
     assert draw(np.zeros((size[1], size[0], 3), np.uint8), [[0, 0, *size]]).size == size
+
+
+def test_the_given_picture_stays_as_it_is() -> None:
+    page = Image.new("RGB", (300, 200))
+    annotate(page, np.array([[100, 50, 180, 150]], np.float32), np.ones(1, np.float32),
+             original_width=300, original_height=200)  # fmt: skip
+    assert not np.asarray(page).any()

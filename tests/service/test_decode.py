@@ -296,3 +296,14 @@ def test_flipped_bytes_never_raise_anything_else(data: st.DataObject, file_forma
         assert decoded.pixels.ndim == 3
     assert status in (200, 400, 413, 415)
     assert status in (200, 400, 413, 415)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_profiles_stay_out_of_pictures_made_of_it(file_format: str) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a title"
+    data = encoded(corners(), file_format, icc_profile=b"\0" * 200, exif=exif)
+    assert Image.open(io.BytesIO(data)).info["icc_profile"]
+    again = Image.open(io.BytesIO(encoded(both(data)[1].picture, "PNG")))
+    again.load()
+    assert not again.info
