@@ -69,6 +69,31 @@ def test_an_exported_file_gives_back_the_detector(source: Detector, exported: Pa
     torch.testing.assert_close(two.deltas, one.deltas, rtol=1e-3, atol=1e-3)
 
 
+def test_its_filters_are_as_long_as_at_the_start_of_training(source: Detector, exported: Path) -> None:
+    """Or Adam, whose steps are as long for short filters, would overwrite the deep ones."""
+    fresh = build_detector(CONFIG)
+    at_start = {name: module.weight.detach().clone() for name, module in _normed_convolutions(fresh)}
+    load_exported(fresh, exported, pictures())
+    for name, module in _normed_convolutions(fresh):
+        length, wanted = module.weight.flatten(1).norm(dim=1), at_start[name].flatten(1).norm(dim=1).mean()
+        torch.testing.assert_close(length, wanted.expand_as(length), rtol=0.1, atol=0.0)
+    as_it_is = build_detector(CONFIG)
+    load_exported(as_it_is, exported, None)
+    shorter = [
+        module.weight.flatten(1).norm(dim=1).mean() < 0.9 * at_start[name].flatten(1).norm(dim=1).mean()
+        for name, module in _normed_convolutions(as_it_is)
+    ]
+    assert any(shorter)
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(as_it_is.eval()(x).logits, source(x).logits, rtol=1e-3, atol=1e-3)
+
+
+def _normed_convolutions(detector: Detector) -> list[tuple[str, nn.Conv2d]]:
+    bare = ("head.cls_logits", "head.box_deltas")
+    return [(n, m) for n, m in detector.named_modules() if isinstance(m, nn.Conv2d) and not n.startswith(bare)]
+
+
 def test_its_norms_fit_the_pictures(exported: Path) -> None:
     """In training mode, with the pictures that it was measured on, it computes nearly what it does in eval mode."""
     model = build_detector(CONFIG)

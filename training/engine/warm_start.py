@@ -1,14 +1,15 @@
 """Start a training run from the weights of another: a checkpoint, or a member that was shipped as ONNX.
 
 Export folds every batch norm into the convolution before it. Here the norms are put back: the folded weights become
-the convolution's, and each norm gets the statistics that the convolution's output has on real pictures, with the scale
-and shift that undo them. In eval mode the detector then computes what the file computes; in training mode it goes on
-with norms that fit its weights.
+the convolution's, at the length that filters have at the start of training, and each norm gets the statistics that the
+convolution's output has on real pictures, with the scale and shift that undo them. In eval mode the detector then
+computes what the file computes; in training mode it goes on with norms that fit its weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ class _Call:
     conv: nn.Conv2d
     norm: nn.BatchNorm2d | None
 
+
+_NO_LENGTH = 1e-6  # of a filter that holds nothing
 
 Keep = Literal["all", "body", "backbone"]
 
@@ -113,6 +116,7 @@ def load_exported(detector: Detector, path: Path, pictures: Iterable[Tensor] | N
         with torch.no_grad():
             scales = _assign(calls, folded)
             if pictures is not None:
+                _lengthen(scales, calls)
                 _calibrate(detector, scales, pictures)
     finally:
         detector.train(was_training)
@@ -208,6 +212,30 @@ def _assign(
         scales[call.norm] = (scale.to(device), bias.to(device))
         _set_norm(call.norm, torch.zeros_like(scale), torch.ones_like(scale), scale, bias)
     return scales
+
+
+def _lengthen(scales: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]], calls: list[_Call]) -> None:
+    """Give each filter before norms the length of He's initialisation, and the norms what makes up for it, in place.
+
+    Folding divides a filter by the deviation of its output, which leaves the deep ones at a tenth of their length and
+    less. Steps of Adam are as long for short filters, so they would overwrite in a few what these have learnt.
+    """
+    norms: dict[nn.Conv2d, set[nn.BatchNorm2d]] = {}
+    for call in calls:
+        if call.norm is not None:
+            norms.setdefault(call.conv, set()).add(call.norm)
+    bare = {call.conv for call in calls if call.norm is None}
+    for conv in norms.keys() - bare:
+        filters = conv.weight.flatten(1)
+        fan_out = conv.weight.shape[0] * conv.weight[0, 0].numel()
+        length = filters.norm(dim=1)
+        wanted = math.sqrt(2.0 / fan_out * filters.shape[1])
+        factor = torch.where(length > _NO_LENGTH, wanted / length.clamp(min=_NO_LENGTH), 1.0)
+        conv.weight.mul_(factor[:, None, None, None])
+        for norm in norms[conv]:
+            scale, shift = scales[norm]
+            scales[norm] = (scale / factor, shift)
+            _set_norm(norm, torch.zeros_like(scale), torch.ones_like(scale), *scales[norm])
 
 
 def _set_norm(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor) -> None:
