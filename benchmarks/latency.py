@@ -20,8 +20,9 @@ from pydantic import BaseModel
 from benchmarks.footprint import installed_sizes, service_requirements
 from benchmarks.hardware import Hardware, describe
 from benchmarks.server import Exchange, Server, closed_loop, running
+from export.commands.options import MOST_THREADS, numbers, writable
 from export.profile import profile_repository
-from service.repository.store import RepositoryError, load_repository
+from service.repository.store import load_repository
 from service.settings import Settings
 from training.files import write_json
 
@@ -124,11 +125,13 @@ def main(
     requests: Annotated[int, typer.Option(min=1, help="Requests for each tier and photo size.")] = 50,
     runs: Annotated[int, typer.Option(min=1, help="Engine runs for each variant, input size and batch.")] = 30,
     batches: Annotated[str, typer.Option(help="Batch sizes of the engine, such as 1,2,4.")] = "1",
-    threads: Annotated[int, typer.Option(min=0, help="Engine threads; 0 takes all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="Engine threads; 0 takes all cores.")] = 0,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmarks/results/latency.json"),
 ) -> None:
     """Measure the engine, the HTTP round trip, start-up, memory and disk."""
     try:
+        batch_sizes = numbers("--batches", batches)
+        writable(out)
         models = load_repository(repository)
         sizes = installed_sizes(service_requirements())
         hardware = describe()
@@ -143,7 +146,7 @@ def main(
         typer.echo(
             f"{loaded:.0f} MiB resident after that; dependencies take {sum(sizes.values()) / 1e6:.0f} MB on disk"
         )
-        engine = profile_repository(models, tuple(int(one) for one in batches.split(",")), runs, threads)
+        engine = profile_repository(models, batch_sizes, runs, threads)
         for row in engine["rows"]:
             case = f"{row['variant']:12} {row['width']}x{row['height']} batch {row['batch']}"
             typer.echo(f"{case:34} p50 {row['p50_ms']:8.1f} ms  p99 {row['p99_ms']:8.1f} ms")
@@ -163,7 +166,7 @@ def main(
         )
         write_json(out, report.model_dump())
         typer.echo(f"wrote {out}")
-    except (RepositoryError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -51,7 +53,10 @@ def measure(
     key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
     path = cache / f"{source.name}-{source.long_side}-{key}.npz"
     if not fresh and path.is_file():
-        return _load(path)
+        try:
+            return _load(path)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+            pass  # damaged: it is measured again
     load = os.getloadavg()[0]
     measured = Measured(
         run_source(source, photos, images),

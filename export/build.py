@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from service.repository.manifest import (
     Thresholds,
 )
 from service.repository.store import load_manifest, sha256_of, verify_file
-from training.engine.checkpoint import detector_config, load_detector
+from training.engine.checkpoint import detector_config, load, load_detector
 from training.engine.warm_start import load_exported
 from training.family import count
 from training.models.detector import Detector, DetectorConfig, build_detector
@@ -98,6 +100,26 @@ def first_manifest(
     )  # fmt: skip
 
 
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    """Raise ValueError that names the file where what it holds is no detector of this version."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines() or [""]
+        raise ValueError(
+            f"{checkpoint} holds no detector of this version ({type(error).__name__}: {reason[0]}); give a "
+            "checkpoint of `python -m training train`"
+        ) from error
+
+
+def open_detector(checkpoint: Path) -> tuple[Detector, dict[str, Any]]:
+    """The detector of a checkpoint and the whole of its content. Raises FileNotFoundError, and ValueError that names
+    the file where it cannot be read or holds something else."""
+    with _readable(checkpoint):
+        return load_detector(checkpoint)
+
+
 def export_checkpoint(
     checkpoint: Path, member: str, folder: Path, precision: Precision, nms: str, data_note: str, origin: Origin
 ) -> Manifest:
@@ -108,10 +130,14 @@ def export_checkpoint(
     """
     if checkpoint.suffix == ".onnx":
         return _add_half(checkpoint, member, folder, precision, nms)
-    detector, content = load_detector(checkpoint)
+    detector, content = open_detector(checkpoint)
+    digest = sha256_of(checkpoint)
+    finished = time.strftime("%Y-%m-%d", time.localtime(checkpoint.stat().st_mtime))
+    with _readable(checkpoint):
+        config = detector_config(content["config"])
+        made = provenance_of(content, data_note, machine_name(), finished, digest)
     model = graph_of(detector, precision, nms)
     variant = member if precision == "fp32" else f"{member}-{precision}"
-    digest = sha256_of(checkpoint)
     known = folder / MANIFEST_NAME
     joined = load_manifest(known) if precision == "fp16" and known.exists() else None
     if joined is not None and joined.provenance.checkpoint_sha256 != digest:
@@ -121,12 +147,7 @@ def export_checkpoint(
     path = folder / f"{variant}.onnx"
     save_onnx(model, path)
     file = describe_file(path, variant, precision, nms, OPSET)
-    if joined is not None:
-        manifest = with_file(joined, file)
-    else:
-        finished = time.strftime("%Y-%m-%d", time.localtime(checkpoint.stat().st_mtime))
-        made = provenance_of(content, data_note, machine_name(), finished, digest)
-        manifest = first_manifest(member, detector_config(content["config"]), file, made, origin)
+    manifest = with_file(joined, file) if joined else first_manifest(member, config, file, made, origin)
     write_manifest(folder, manifest)
     return manifest
 
@@ -169,9 +190,11 @@ def fresh_provenance(seed: int) -> Provenance:
     )  # fmt: skip
 
 
-def check_path(member: str, wanted: SinglePath, stored: dict[str, Any], checkpoint: Path) -> None:
-    """Raise ValueError where a checkpoint's `config` entry is of another detector than the member's."""
-    config = detector_config(stored)
+def check_path(member: str, wanted: SinglePath, checkpoint: Path) -> None:
+    """Raise ValueError where a checkpoint is of another detector than the member's, or of none."""
+    content = load(checkpoint)
+    with _readable(checkpoint):
+        config = detector_config(content["config"])
     same = (config.backbone, config.head_convs, config.channels) == (
         wanted.backbone,
         wanted.head_convs,

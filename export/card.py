@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+
+from pydantic import BaseModel
 
 from service.repository.manifest import Manifest
 
 
-def render_card(manifest: Manifest, report: dict[str, Any] | None, failures: list[str]) -> str:
-    """Markdown. report: what `python -m training evaluate --out` wrote; failures: sentences, from looking at errors."""
+class SizeScore(BaseModel):
+    """Of the faces of one size; AP is None where there are none."""
+
+    faces: int
+    ap50: float | None
+    ap: float | None
+
+
+class SizeReport(BaseModel):
+    """What the card takes of a report of `python -m export accuracy --report`."""
+
+    by_size: dict[str, SizeScore] = {}
+
+
+def render_card(manifest: Manifest, by_size: Mapping[str, SizeScore], failures: list[str]) -> str:
+    """Markdown. by_size: empty where it was not measured; failures: sentences, from looking at errors."""
     shape, made = manifest.architecture, manifest.provenance
     lines = [
         f"# {manifest.title}",
@@ -42,11 +58,11 @@ def render_card(manifest: Manifest, report: dict[str, Any] | None, failures: lis
     ]
     if manifest.accuracy:
         lines += ["", f"Protocol: {manifest.accuracy[0].protocol}. Measured by `python -m export accuracy`."]
-    if report and report.get("by_size"):
+    if by_size:
         lines += ["", "By size of the face:", "", "| faces | number | AP.50 | AP.50:.95 |", "|---|---|---|---|"]
         lines += [
-            f"| {name} | {score['faces']} | {_number(score['ap50'])} | {_number(score['ap'])} |"
-            for name, score in report["by_size"].items()
+            f"| {name} | {score.faces} | {_number(score.ap50)} | {_number(score.ap)} |"
+            for name, score in by_size.items()
         ]
     lines += ["", "## Known failures", "", *[f"- {sentence}" for sentence in failures]]
     lines += [

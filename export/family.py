@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.build import Origin, check_path, export_checkpoint, first_manifest, fresh_provenance
+from export.build import Origin, check_path, export_checkpoint, first_manifest, fresh_provenance, open_detector
 from export.card import render_card
 from export.fresh import drawn_picture, fresh_detector
 from export.member import (
@@ -24,12 +24,11 @@ from export.member import (
 )
 from export.onnx_graph import OPSET, export_onnx, store_half
 from export.quantize import quantize, worth_shipping
-from export.scoring import score, training_pictures
+from export.scoring import score, split_name, training_pictures
 from export.staging import Score, Stage, finished
 from export.verify import Parity, compare_with_checkpoint, compare_with_detector, contract_faults, verify_member
 from service.repository.manifest import MANIFEST_NAME, Accuracy, Manifest, Thresholds
 from service.repository.store import load_manifest, sha256_of
-from training.engine.checkpoint import load, load_detector
 from training.evaluation.detections import read_split
 from training.supernet.path import SinglePath
 
@@ -69,8 +68,7 @@ class Options:
 
     @property
     def split_name(self) -> str:
-        """As the manifest has it. A part of a split is no split of that name: its AP is compared with nothing else."""
-        return f"{self.split}:{self.limit}" if self.limit else self.split
+        return split_name(self.split, self.limit)
 
 
 def export_member(job: Job, repository: Path, options: Options, say: Say) -> bool:
@@ -146,7 +144,7 @@ def _manifest(stage: Stage) -> Manifest:
 
 def _graph(stage: Stage, job: Job, options: Options, say: Say) -> None:
     assert job.checkpoint is not None
-    check_path(job.member, job.path, load(job.checkpoint)["config"], job.checkpoint)
+    check_path(job.member, job.path, job.checkpoint)
     say(f"{job.member}: exporting {job.checkpoint}")
     export_checkpoint(job.checkpoint, job.member, stage.folder, "fp32", "onnx", options.data_note, job.origin)
 
@@ -158,7 +156,7 @@ def _fp16(stage: Stage, job: Job, options: Options, say: Say) -> None:
         job.checkpoint, job.member, stage.folder, "fp16", "plain", options.data_note, job.origin
     )
     file = next(file for file in manifest.files if file.precision == "fp16")
-    path, (detector, _) = stage.folder / file.path, load_detector(job.checkpoint)
+    path, (detector, _) = stage.folder / file.path, open_detector(job.checkpoint)
     # On this CPU, which computes in float16 slowly, and so at one long side.
     if faults := contract_faults(path, file, manifest, long_side=_PARITY_SIDE):
         raise ValueError("; ".join(faults))
@@ -249,5 +247,5 @@ def _accuracy(stage: Stage, job: Job, options: Options, say: Say) -> None:
 
 
 def _card(stage: Stage, job: Job, options: Options, say: Say) -> None:
-    text = render_card(_manifest(stage), None, ["Not looked at yet."])
+    text = render_card(_manifest(stage), {}, ["Not looked at yet."])
     write_atomically(stage.folder / "CARD.md", text.encode())

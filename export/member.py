@@ -92,7 +92,7 @@ def rows_of_benchmark(table: Any, manifest: Manifest) -> tuple[Accuracy, ...]:
             for row in table["rows"]
             if row["ours"] and row["detector"] in names and row["long_side"] in sides
         )  # fmt: skip
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a table of `make bench-accuracy`: {error}") from error
     if not rows:
         raise ValueError(f"the table has no row of {', '.join(sorted(names))}")

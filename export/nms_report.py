@@ -164,14 +164,12 @@ def open_candidates(path: Path) -> Callable[[Pixels], Found]:
         raise FileNotFoundError(f"there is no file {path}")
     model: Any
     if path.suffix == ".onnx":
-        import onnx
-
-        model = onnx.load(path)
+        model = _load_onnx(path)
     else:
+        from export.build import open_detector
         from export.onnx_graph import export_onnx
-        from training.engine.checkpoint import load_detector
 
-        model = export_onnx(load_detector(path)[0], Thresholds(), "onnx", half=False)
+        model = export_onnx(open_detector(path)[0], Thresholds(), "onnx", half=False)
     made = {output for node in model.graph.node for output in node.output}
     if not made.issuperset(CANDIDATES):
         raise ValueError(f"{path} does not name its candidates; give a file that was exported with --nms onnx")
@@ -186,6 +184,16 @@ def open_candidates(path: Path) -> Callable[[Pixels], Found]:
         return Found(boxes[0], scores[0])
 
     return run
+
+
+def _load_onnx(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load(path)
+    except DecodeError as error:
+        raise ValueError(f"{path} is no ONNX file, or a damaged one: {error}") from error
 
 
 def convergence(found: Found, limits: Thresholds) -> Convergence:

@@ -96,8 +96,8 @@ def profile_peers(
     """Time other detectors on `photo` brought to each of `sizes`, one of a long side, each after two runs of warm-up.
 
     peers: (name, how to open it) of each at a long side. What has one input size of its own comes once, on a photo of
-    its long side where there is one. A slow one gets fewer runs, five at least. One whose package is missing is left
-    out, and `say` is told.
+    its long side where there is one. A slow one gets fewer runs, five at least. One whose package is missing, or whose
+    file its adapter cannot run, is left out, and `say` is told.
     """
     rows: list[PeerRow] = []
     seen: set[tuple[str, int]] = set()
@@ -108,17 +108,17 @@ def profile_peers(
             continue
         try:
             source = build()
-        except ImportError as error:
+            fixed = source.long_side != size.long_side
+            waits = fixed and any(source.long_side == other.long_side for other in sizes)
+            if waits or (name, source.long_side) in seen:
+                continue
+            seen.add((name, source.long_side))
+            picture = resized(photo, size)
+            samples = _timed(lambda source=source, picture=picture: source(picture), runs, _PEER_SECONDS)  # type: ignore[misc]
+        except Exception as error:  # of other people's code; what was measured of the others must not be lost
             missing.add(name)
             say(f"{name} is left out: {error}")
             continue
-        fixed = source.long_side != size.long_side
-        waits = fixed and any(source.long_side == other.long_side for other in sizes)
-        if waits or (name, source.long_side) in seen:
-            continue
-        seen.add((name, source.long_side))
-        picture = resized(photo, size)
-        samples = _timed(lambda source=source, picture=picture: source(picture), runs, _PEER_SECONDS)  # type: ignore[misc]
         p50, p99 = _summary(samples)
         rows.append(PeerRow(name, source.long_side, size.height, size.width, p50, p99, len(samples)))
     return rows

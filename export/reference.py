@@ -12,10 +12,10 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from export.build import open_detector
 from export.nms import greedy_nms
 from service.engines.base import Detections, EngineError, check_images
 from service.repository.manifest import Thresholds
-from training.engine.checkpoint import load_detector
 from training.models.boxes import decode
 from training.models.detector import Detector, normalize, scores
 
@@ -80,7 +80,7 @@ class TorchEngine:
 def open_reference(variant: str, path: Path, thresholds: Thresholds | None = None, device: str = "cpu") -> TorchEngine:
     """The detector of a checkpoint. Raises `EngineError` naming the file and the cause."""
     try:
-        detector, _ = load_detector(path)
+        detector, _ = open_detector(path)
     except (OSError, ValueError) as error:
         raise EngineError(f"{path} cannot be loaded by PyTorch {torch.__version__}: {error}") from error
     return TorchEngine(variant, detector, thresholds, path, device)

@@ -26,6 +26,11 @@ def training_pictures(data: Path, count: int) -> Iterator[NDArray[np.uint8]]:
         yield load_picture(paths.images / photos[int(index)].name)
 
 
+def split_name(split: str, limit: int) -> str:
+    """As the manifest has it. A part of a split is no split of that name: its AP is compared with nothing else."""
+    return f"{split}:{limit}" if limit else split
+
+
 def score(
     path: Path, variant: str, manifest: Manifest, side: int, data: Path, split: str, limit: int, threads: int = 0
 ) -> tuple[Report, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +78,17 @@ def apply_rule(repository: Path, dataset: str, split: str, threads: int = 0, sec
     judged = {one.member for one in standings}
     for folder, manifest in folders.items():
         if manifest.member in judged:
-            _move(repository, folder, manifest.member, reasons.get(manifest.member))
+            _move(repository, folder, reasons.get(manifest.member))
     remove_empty(repository / UNSHIPPED)
     return reasons
 
 
 def member_folders(repository: Path) -> dict[Path, Manifest]:
-    """Folders of all members, the shipped ones first. Raises `RepositoryError` on a manifest that is none."""
+    """Folders of all members, the shipped ones first, which are the newer where both are there. Raises
+    `RepositoryError` on a manifest that is none."""
     shipped = [p.parent for p in sorted(repository.glob(f"*/{MANIFEST_NAME}")) if not p.parent.name.startswith(".")]
-    unshipped = [path.parent for path in sorted(repository.glob(f"{UNSHIPPED}/*/{MANIFEST_NAME}"))]
+    aside = [path.parent for path in sorted(repository.glob(f"{UNSHIPPED}/*/{MANIFEST_NAME}"))]
+    unshipped = [folder for folder in aside if folder.name not in {other.name for other in shipped}]
     return {folder: load_manifest(folder / MANIFEST_NAME) for folder in (*shipped, *unshipped)}
 
 
@@ -105,12 +108,13 @@ def _scored(manifest: Manifest, dataset: str, split: str) -> list[tuple[str, flo
     ]
 
 
-def _move(repository: Path, folder: Path, member: str, reason: str | None) -> None:
-    wanted = repository / member if reason is None else repository / UNSHIPPED / member
+def _move(repository: Path, folder: Path, reason: str | None) -> None:
+    wanted = repository / folder.name if reason is None else repository / UNSHIPPED / folder.name
     if reason is not None:
         write_atomically(folder / WHY, f"{reason}\n".encode())
     if folder != wanted:
         wanted.parent.mkdir(exist_ok=True)
+        shutil.rmtree(wanted, ignore_errors=True)  # an older one, put aside before this one was exported
         folder.rename(wanted)
     if reason is None:
         (wanted / WHY).unlink(missing_ok=True)

@@ -100,9 +100,9 @@ def compare_with_checkpoint(
     folder: Path, checkpoint: Path, pictures: Sequence[NDArray[np.uint8]], long_side: int = 640
 ) -> dict[str, Parity]:
     """Parity of each full-precision variant with the PyTorch path, over all `pictures` (uint8 [h, w, 3])."""
-    from training.engine.checkpoint import load_detector
+    from export.build import open_detector
 
-    detector, _ = load_detector(checkpoint)
+    detector, _ = open_detector(checkpoint)
     files = [file for file in load_manifest(folder / "manifest.json").files if file.precision != "int8"]
     return {
         file.variant: compare_with_detector(folder / file.path, file.variant, detector, pictures, long_side)
@@ -126,7 +126,7 @@ def compare_with_detector(
         assert size is not None, "a square size holds every picture"
         canvas = letterbox(pixels, size, width, height).canvas
         with torch.no_grad():
-            output = detector(normalize(torch.from_numpy(canvas).permute(2, 0, 1)[None]))
+            output = detector(normalize(torch.tensor(canvas).permute(2, 0, 1)[None]))
         boxes, scores = postprocess(output, size.height, size.width, PostprocessConfig())[0]
         parts.append(parity(engine.run(canvas[None])[0], Detections(boxes.numpy(), scores.numpy())))
     return Parity(

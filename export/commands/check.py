@@ -34,10 +34,14 @@ def verify(
     with reported():
         from export.verify import compare_with_checkpoint, verify_member
 
+        if (checkpoint is None) != (not pictures):
+            raise ValueError("comparing takes both --checkpoint and --pictures")
         found = sorted(p.parent for p in repository.glob(f"*/{MANIFEST_NAME}") if not p.parent.name.startswith("."))
         folders = [repository / member] if member else found
         if not folders:
             raise ValueError(f"{repository} holds no member")
+        if checkpoint and len(folders) > 1:
+            raise ValueError(f"{repository} holds several members; name the checkpoint's by --member")
         faults = []
         for folder in folders:
             faults += verify_member(folder)

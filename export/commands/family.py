@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.commands.options import LONG_SIDES, Data, Repo, Threads, numbers, reported
+from export.commands.options import LONG_SIDES, Data, Repo, Threads, alone, numbers, reported
+from service.engines.base import EngineError
 from service.repository.manifest import MANIFEST_NAME
 from service.repository.store import RepositoryError, load_manifest
 
@@ -45,16 +46,24 @@ def export_all(
     """
     with reported("stopped; the same command goes on from here"):
         from export.family import Options
+        from export.member import LONG_SIDES as EXPORTED
 
+        sides = numbers("--long-sides", long_sides)
+        if strangers := [str(side) for side in sides if side not in EXPORTED]:
+            raise ValueError(f"--long-sides: there is no {', '.join(strangers)}; there are {LONG_SIDES}")
+        if not untrained and not runs.is_dir():
+            raise FileNotFoundError(f"--runs: there is no folder {runs}")
         jobs = _jobs(runs, family, _names(members))
-        if untrained:
-            _export_untrained(jobs, repository)
-            return
         options = Options(
-            data=data, dataset=dataset, split=split, limit=limit, long_sides=numbers("--long-sides", long_sides),
-            calibration=calibration, threads=threads, fp16=fp16, data_note=data_note,
+            data=data, dataset=dataset, split=split, limit=limit, long_sides=sides, calibration=calibration,
+            threads=threads, fp16=fp16, data_note=data_note,
         )  # fmt: skip
-        _export_trained(jobs, repository, options)
+        repository.mkdir(parents=True, exist_ok=True)
+        with alone(repository):
+            if untrained:
+                _export_untrained(jobs, repository)
+            else:
+                _export_trained(jobs, repository, options)
 
 
 def _names(members: str) -> tuple[str, ...]:
@@ -102,7 +111,7 @@ def _export_trained(jobs: list[Job], repository: Path, options: Options) -> None
             continue
         try:
             fresh = export_member(job, repository, options, typer.echo)
-        except (RepositoryError, ValueError) as error:
+        except (RepositoryError, EngineError, ValueError) as error:
             # Its stage stays, and the others are not held up by it.
             faults.append(f"{job.member}: {error}")
             typer.secho(faults[-1], fg="red", err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.commands.options import LONG_SIDES, Data, Repo, manifest_of, numbers, reported
+from export.commands.options import LONG_SIDES, Data, Repo, manifest_of, numbers, reported, writable
 
 if TYPE_CHECKING:
     from export.nms_report import Report
@@ -26,11 +26,18 @@ def nms(
     there is one, on the GPU."""
     with reported("stopped; nothing was written"):
         from export.nms_report import build_report
+        from training.evaluation.sources import SMALLEST_SIDE
         from training.files import write_json
 
         named = [pair for source in sources for pair in _files(source, repository)]
         parts = tuple(dict.fromkeys(part.strip() for part in splits.split(",") if part.strip()))
-        report = build_report(named, data, parts, photos, numbers("--long-sides", long_sides))
+        if not parts:
+            raise ValueError("--splits takes names with commas between, such as dev,train")
+        sides = numbers("--long-sides", long_sides)
+        if any(side % 32 or not SMALLEST_SIDE <= side <= 4096 for side in sides):
+            raise ValueError(f"--long-sides takes multiples of 32 from {SMALLEST_SIDE} to 4096, not {long_sides}")
+        writable(out)
+        report = build_report(named, data, parts, photos, sides)
         _print(report)
         if out is not None:
             write_json(out, report.model_dump())

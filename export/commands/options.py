@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +13,15 @@ from typing import Annotated
 import typer
 
 from service.engines.base import EngineError
-from service.repository.manifest import MANIFEST_NAME, Manifest
-from service.repository.store import RepositoryError, load_manifest
+from service.repository.manifest import MANIFEST_NAME, Manifest, ModelFile
+from service.repository.store import RepositoryError, load_manifest, verify_file
 from training.commands import told
 
+MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told, and never comes back from a hundred thousand
 Repo = Annotated[Path, typer.Option("--repository", help="Folder of the model repository.")]
 Data = Annotated[Path, typer.Option(help="Photos in WIDER Face's layout.")]
 Member = Annotated[str, typer.Argument(help="A member's name, such as d0.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
+Threads = Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads; 0 takes all cores.")]
 LONG_SIDES = "256,320,480,640,960"  # those of `export.member`, which loads onnx: too slow for --help
 AGAIN = "stopped; what is finished stays"
 
@@ -52,3 +56,54 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
     if not found or min(found) < 1:
         raise ValueError(f"{option} takes numbers with commas between, such as 320,640, not {text!r}")
     return found
+
+
+def known_sides(option: str, text: str, manifest: Manifest) -> tuple[int, ...]:
+    """`numbers` that are long sides of the member's input sizes, before minutes are spent on others."""
+    found, known = numbers(option, text), sorted({size.long_side for size in manifest.input_sizes})
+    if strangers := ", ".join(str(side) for side in found if side not in known):
+        listed = ", ".join(map(str, known))
+        raise ValueError(f"{option}: {manifest.member} has no input of long side {strangers}; it has {listed}")
+    return found
+
+
+def whole(path: Path, file: ModelFile) -> Path:
+    """`path`, once it is known to be the file that the manifest describes. Raises ValueError where it is not."""
+    if fault := verify_file(path, file):
+        raise ValueError(fault)
+    return path
+
+
+def writable(path: Path | None) -> None:
+    """Raise OSError or ValueError where a result cannot be written, before it is measured. Its folder is made."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+@contextmanager
+def alone(repository: Path) -> Iterator[None]:
+    """Keep other exports out of a repository, where there is one, until the block or this process has ended.
+
+    Manifests are read, added to for minutes and written back: of two at once, one would lose what the other found.
+    Raises ValueError where another one has it.
+    """
+    if not repository.is_dir():
+        yield
+        return
+    folder = os.open(repository, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise ValueError(f"another process exports into {repository}; wait until it has ended, or stop it") from None
+    except OSError:
+        pass  # some network file systems lock no folders
+    try:
+        yield
+    finally:
+        os.close(folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from export.commands.options import Repo, Threads, numbers, reported
+from export.commands.options import Repo, Threads, numbers, reported, writable
 from service.repository.store import load_repository
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def profile(
 
         others = _others(peers, peer or [], threads)
         known = _known(accuracy, figure, out)
+        writable(out)
+        writable(figure)
         loaded = load_repository(repository, untrained=True)
         picture = timing_photo(photo) if photo or others else None
         content = profile_repository(loaded, numbers("--batches", batches), runs, threads, picture)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from export.commands.options import Repo, manifest_of, reported
+from export.commands.options import Repo, alone, manifest_of, reported
 from service.repository.manifest import MANIFEST_NAME, HardwareCompatibility, InputSize, Manifest, ModelFile
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ def tensorrt(
     `python -m export onnx CHECKPOINT --precision fp16 --nms plain` makes. --nms efficient starts from files with either
     NMS. Minutes a plan; one profile an input size.
     """
-    with reported("stopped; plans that are finished stay, and the timing cache makes the next build shorter"):
+    with (
+        reported("stopped; plans that are finished stay, and the timing cache makes the next build shorter"),
+        alone(repository),
+    ):
         if hardware_compatible not in get_args(HardwareCompatibility):
             choices = ", ".join(get_args(HardwareCompatibility))
             raise ValueError(f"--hardware-compatible is one of {choices}, not {hardware_compatible!r}")

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from benchmarks import accuracy, runs
+from benchmarks import accuracy, latency, runs
 from benchmarks.figure import draw, front
 from benchmarks.footprint import installed_sizes, service_requirements
 from benchmarks.hardware import describe
@@ -129,6 +130,18 @@ def test_a_run_is_made_once_and_found_again(photos: tuple[list[PhotoAnnotation],
     assert not runs.measure(source, *photos, cache, threads=1).cached
 
 
+@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 cut off"])
+def test_a_damaged_run_is_made_again(
+    content: bytes, photos: tuple[list[PhotoAnnotation], Path], tmp_path: Path
+) -> None:
+    source, cache = Counting(), tmp_path / "cache"
+    runs.measure(source, *photos, cache, threads=1)
+    (kept,) = cache.iterdir()
+    kept.write_bytes(content)
+    assert not runs.measure(source, *photos, cache, threads=1).cached
+    assert runs.measure(source, *photos, cache, threads=1).cached
+
+
 def test_an_interrupted_run_leaves_nothing_half_done(
     photos: tuple[list[PhotoAnnotation], Path], tmp_path: Path
 ) -> None:
@@ -180,6 +193,49 @@ def test_the_accuracy_benchmark_writes_table_json_and_picture(
         assert (0x0B, 0x6E, 0x4F) in colours  # ours is drawn
     again = CliRunner().invoke(app, arguments)
     assert again.output.count("measured before") == 3
+
+
+def test_others_that_cannot_be_run_are_left_out(
+    photos: tuple[list[PhotoAnnotation], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> Any:
+        raise ModuleNotFoundError("No module named 'facenet_pytorch'")
+
+    monkeypatch.setattr(accuracy, "find_peers", lambda *rest: [*find_peers(*rest)[:-1], ("mtcnn", missing)])
+    app = typer.Typer()
+    app.command()(accuracy.main)
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "scrfd_500m.onnx").write_bytes(b"\xff" * 99)
+    (tmp_path / "peers" / "yunet_x.onnx").write_bytes(b"\xff" * 99)
+    out = tmp_path / "results" / "accuracy.json"
+    arguments = [
+        "--data", str(tmp_path), "--repository", str(tmp_path / "none"), "--peers", str(tmp_path / "peers"),
+        "--cache", str(tmp_path / "cache"), "--out", str(out), "--long-sides", "320",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert [row.detector for row in accuracy.Table.model_validate_json(out.read_text()).rows] == ["haar"]
+    for name in ("scrfd_500m", "yunet_x", "mtcnn"):
+        assert f"note: {name} is left out" in result.output
+    for wrong, said in (
+        (["--long-sides", "x"], "--long-sides takes numbers"),
+        (["--long-sides", "0"], "--long-sides takes numbers"),
+        (["--limit", "-1"], "--limit"),
+        (["--threads", "100000"], "--threads"),
+        (["--out", str(tmp_path)], "is a folder"),
+    ):
+        refused = CliRunner().invoke(app, [*arguments, *wrong])
+        assert refused.exit_code == 2
+        assert said in refused.output
+
+
+def test_the_latency_benchmark_checks_its_options_first(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(latency.main)
+    for wrong, said in ((["--batches", "x"], "--batches takes numbers"), (["--out", str(tmp_path)], "is a folder")):
+        refused = CliRunner().invoke(app, wrong)
+        assert refused.exit_code == 2
+        assert said in refused.output
 
 
 def runs_of(graph: Path, side: int, threads: int) -> list[object]:

@@ -267,6 +267,10 @@ def test_trained_and_fresh_members_do_not_mix(tmp_path: Path) -> None:
 
 def test_all_names_what_is_not_trained_and_unknown(tmp_path: Path) -> None:
     places = ["--runs", str(tmp_path / "runs"), "--repository", str(tmp_path / "models")]
+    nowhere = CliRunner().invoke(app, ["all", "--members", "d3,d5", *places])
+    assert nowhere.exit_code == 2
+    assert "--runs: there is no folder" in nowhere.output
+    (tmp_path / "runs").mkdir()
     found = CliRunner().invoke(app, ["all", "--members", "d3,d5", *places])
     assert found.exit_code == 0, found.output
     assert found.stdout.splitlines() == ["d3: not trained", "d5: not trained"]
@@ -309,7 +313,7 @@ def test_a_fault_of_one_member_does_not_hold_up_the_others(
     (tmp_path / "runs" / "d0" / "best.pt").write_bytes(b"not a checkpoint")
     shutil.copy(checkpoint, tmp_path / "runs" / "d1" / "best.pt")
     arguments = ["all", "--members", "d0,d1", "--runs", str(tmp_path / "runs"), "--repository", str(tmp_path / "m")]
-    result = CliRunner().invoke(app, [*arguments, "--long-sides", "192"])
+    result = CliRunner().invoke(app, [*arguments, "--long-sides", "256"])
     assert result.exit_code == 2
     assert "d0/best.pt cannot be read as a checkpoint" in result.output
     assert "d1/best.pt is no d1" in result.output  # 16 channels are not d1's 128

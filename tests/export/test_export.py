@@ -117,8 +117,8 @@ def test_provenance_counts_every_stage(repository: Path) -> None:
     assert (made.recipe, made.images_seen, made.train_hours) == ("second", 150, 2.5)
     assert [(s.recipe, s.images, s.hours) for s in made.stages] == [("first", 100, 0.5), ("second", 50, 2.0)]
     manifest = load_manifest(repository / "tiny" / "manifest.json")
-    assert "random weights" in render_card(manifest, None, ["none"])
-    card = render_card(manifest.model_copy(update={"provenance": made}), None, ["none"])
+    assert "random weights" in render_card(manifest, {}, ["none"])
+    card = render_card(manifest.model_copy(update={"provenance": made}), {}, ["none"])
     assert "`first`: 100 crops, 0.50 hours" in card
     assert "random weights" not in card
     assert provenance_of({**content, "stages": []}, "photos", "a machine", "2026-01-02").stages == ()
