@@ -97,6 +97,12 @@ def test_the_input_is_left_alone_and_may_be_bare() -> None:
     assert (content, rows) == before
 
 
+def test_an_area_that_is_no_number_is_that_of_the_box() -> None:
+    content = truth((7, 1, LARGE))
+    content["annotations"][0]["area"] = "large"
+    assert coco_ap(content, [row(7, LARGE, 0.9)]).ap_large == pytest.approx(1)
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     content = truth((7, 1, LARGE))
     with pytest.raises(FileNotFoundError, match=r"none\.json"):

@@ -78,3 +78,20 @@ def test_what_is_no_history_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match=r"x\.jsonl is not the history"):
         read_history(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{"step": 0, "values": {"alpha_P5": [0.5, 0.5]}}, {"step": 1, "values": {}}],
+        [{"step": 0, "values": {"alpha_P5": 3}}],
+        [{"step": 0, "values": {"alpha_P5": ["x"]}}],
+        [{"step": 0, "values": {"alpha_P5": []}}],
+        [{"step": 0, "values": {"alpha_P5": [float("nan")]}}],
+        [{"step": 0, "values": {"other": [1.0]}}],
+    ],
+)
+def test_a_damaged_history_is_named(tmp_path: Path, lines: list[dict[str, object]]) -> None:
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"x\.jsonl is not the history of a search: [^\n]+$"):
+        read_history(tmp_path / "x.jsonl")

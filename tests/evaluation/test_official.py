@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from service.engines.base import Detections
 from tests.evaluation.test_sources import constant_graph, write_split
-from training.evaluation.command import evaluate_command, official_scores
+from training.evaluation.command import check_subsets, evaluate_command, official_scores
 from training.evaluation.official import read_subset, read_subsets
 
 ROWS = {"one": [[64, 64, 128, 128], [320, 128, 128, 128]], "two": [[32, 32, 64, 64], [160, 64, 64, 64]]}
@@ -129,8 +130,10 @@ def test_ap_of_the_subsets_by_hand(tmp_path: Path) -> None:
     assert scores["hard"]["ap50"] == pytest.approx(1 / 4 + 1 / 4 * 3 / 4 + 1 / 4 * 3 / 4)
     assert scores["hard"]["ap"] == pytest.approx((7 * 5 / 8 + 3 * (1 / 4 + 1 / 4 * 1 / 2)) / 10)
     assert {name: score["faces"] for name, score in scores.items()} == {"easy": 1, "medium": 2, "hard": 4}
-    with pytest.raises(ValueError, match="official ground truth"):
-        official_scores({"dev/other.jpg": detections()}, read_subsets(tmp_path))
+    photos = read_subset(tmp_path / "wider_easy_val.mat")
+    check_subsets(read_subsets(tmp_path), photos[:1])
+    with pytest.raises(ValueError, match=r"1 of 2 photos are not in WIDER's official ground truth.*'dev/other\.jpg'"):
+        check_subsets(read_subsets(tmp_path), [photos[0], replace(photos[1], name="dev/other.jpg")])
 
 
 def test_a_corner_is_x_plus_width(tmp_path: Path) -> None:

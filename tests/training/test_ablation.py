@@ -126,6 +126,9 @@ def test_bad_arguments_are_named(tiny_wider: Path, tmp_path: Path) -> None:
         (("--seeds", "x"), "--seeds takes whole numbers"),
         (("--seeds", "-1"), "--seeds takes whole numbers"),
         (("--side", "300"), "multiple of 8"),
+        (("--device", "gpu"), "no device 'gpu'"),
+        (("--limit", "-3"), "Invalid value"),
+        (("--long-side", "0"), "Invalid value"),
         (("--start", str(tmp_path / "absent.onnx")), "absent.onnx"),
     ):
         code, text = run(*data, *args)

@@ -113,6 +113,11 @@ def test_bad_arguments_are_named(supernet: Path, tiny_wider: Path, tmp_path: Pat
         (("--latency", "guessed"), "no latency 'guessed'; there are measured, additive"),
         (("--budgets", "0"), "--budgets takes milliseconds"),
         (("--size", "64"), "--size takes height and width"),
+        (("--latency-weight", "nan"), "its weight is not nan"),
+        (("--device", "gpu"), "no device 'gpu'"),
+        (("--long-side", "-3"), "Invalid value"),
+        (("--photos", "-1"), "Invalid value"),
+        (("--threads", "1000000"), "Invalid value"),
         (("--supernet", str(tmp_path / "absent.pt")), "absent.pt"),
     ):
         code, text = evolve(*args, *more)

@@ -332,6 +332,19 @@ def written(path: Path, content: object) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("content", [{"settings": [1]}, {"settings": {}}, []])
+def test_a_result_that_is_none_is_named(coco: Path, tmp_path: Path, content: object) -> None:
+    written(tmp_path / "result.json", content)
+    code, text = run(*arguments(coco, tmp_path))
+    assert (code, "result.json is not a result of this command" in text) == (2, True), text
+
+
+def test_sizes_that_no_memory_holds_are_refused(coco: Path, tmp_path: Path) -> None:
+    for option in (("--width", "100000000"), ("--max-size", "10000000"), ("--seed", str(2**64))):
+        code, text = run(*arguments(coco, tmp_path), *option)
+        assert (code, "Invalid value" in text) == (2, True), text
+
+
 def test_what_is_wrong_is_said_in_a_sentence(coco: Path, tmp_path: Path) -> None:
     good = json.loads((coco / "train.json").read_text())
     first = good["annotations"][0]
@@ -358,7 +371,11 @@ def test_what_is_wrong_is_said_in_a_sentence(coco: Path, tmp_path: Path) -> None
         (("--backbone", "vgg"), "no backbone 'vgg'"),
         (("--max-size", "40"), "--max-size 40 is below --min-size 64"),
         (("--neck", "autofae", "--genotype", written(tmp_path / "x.json", "{}")), "genotype"),
+        (("--neck", "autofae", "--genotype", str(coco / "pictures" / "val-0.png")), "val-0.png is no genotype"),
         (("--imagenet", written(tmp_path / "weights.pth", "no")), "weights.pth"),
+        (("--lr", "nan"), "--lr is a rate above 0, not nan"),
+        (("--lr", "0"), "--lr is a rate above 0"),
+        (("--device", "gpu"), "no device 'gpu'"),
     )):  # fmt: skip
         code, text = run(*arguments(coco, tmp_path / str(number)), *changed)
         assert code == 2, (changed, text)

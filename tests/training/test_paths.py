@@ -37,10 +37,15 @@ def test_what_is_no_path_is_refused_in_words(text: str) -> None:
         SinglePath.parse(text)
 
 
-@pytest.mark.parametrize("text", ["R18-FA-Hx0-64", "R18-FA-Hx1-0"])
-def test_a_path_without_head_convolution_or_channel_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=f"'{text}' is no single path: one has at least one head conv"):
+@pytest.mark.parametrize("text", ["R18-FA-Hx0-64", "R18-FA-Hx1-0", "R18-FA-Hx999999999-64", "R18-FA-Hx1-5000"])
+def test_a_path_of_impossible_numbers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"'{text}' is no single path: one has 1 to 32 head conv"):
         SinglePath.parse(text)
+
+
+def test_a_path_of_very_many_modules_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most 32 modules"):
+        SinglePath.parse(f"R18{'-FA' * 33}-Hx1-64")
 
 
 def test_a_space_lists_each_of_its_paths_once() -> None:

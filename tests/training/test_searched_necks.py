@@ -20,9 +20,9 @@ from tests.training.searching import (
     stir,
 )
 from training.models.detector import DetectorConfig
-from training.models.genotype import default_genotype, parse
-from training.models.necks import NeckOptions, build_neck
-from training.models.necks.searched import FullyConnectedFusion
+from training.models.genotype import CellEdge, default_genotype, parse
+from training.models.necks import NECKS, NeckOptions, build_neck
+from training.models.necks.searched import DartsCell, FullyConnectedFusion
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -94,3 +94,17 @@ def test_a_manifest_holds_the_genotype_that_a_neck_was_built_from(name: str) -> 
     other = replace(config, neck_options=NeckOptions(genotype=given))
     assert architecture_of(other).genotype == parse(given).model_dump(mode="json") != own.genotype
     assert architecture_of(DetectorConfig(channels=8)).genotype is None
+
+
+@pytest.mark.parametrize("name", [info.name for info in NECKS.values() if info.searched])
+def test_every_parameter_that_is_trained_has_a_gradient(name: str) -> None:
+    # Several processes wait for each of them, and stop where one has none.
+    widths = (3, 4, 5, 6, 4, 3)
+    neck = build_neck(name, widths, 4).train()
+    torch.autograd.backward(torch.stack([x.sum() for x in neck(pyramid(130, 97, 2, widths))]).sum())
+    assert [key for key, p in neck.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_an_input_of_a_cell_that_no_edge_takes_is_not_trained() -> None:
+    cell = DartsCell(4, ((CellEdge(input=1, operation="skip_connect", strength=1.0),),))
+    assert [all(p.requires_grad for p in part.parameters()) for part in cell.preprocess] == [False, True]

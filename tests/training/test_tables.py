@@ -34,13 +34,13 @@ SETTINGS = Settings(
 
 @pytest.mark.parametrize(
     ("number", "rows", "first"),
-    [(1, 31, "none"), (2, 25, "fpn"), (3, 12, "fpn"), (4, 10, "none"), (5, 4, "fpn"), (6, 4, "fpn"), (7, 7, "d0")],
+    [(1, 31, "none"), (2, 25, "fpn"), (3, 11, "fpn"), (4, 9, "none"), (5, 3, "fpn"), (6, 4, "fpn"), (7, 7, "d0")],
 )
 def test_rows_are_those_of_the_paper(number: int, rows: int, first: str) -> None:
     spec = table_spec(number)
-    assert len(spec.rows) == rows
+    assert sum(row.paper is not None for row in spec.rows) == rows  # others may stand beside them
     assert spec.rows[0].name == first
-    assert len({slug(row.name) for row in spec.rows}) == rows
+    assert len({slug(row.name) for row in spec.rows}) == len(spec.rows)
     assert all(row.neck in NECKS for row in spec.rows)
 
 

@@ -14,6 +14,7 @@ from service.repository.store import sha256_of
 from training.ablation.changes import BASE, Change, changes
 from training.ablation.table import Budget, Table, markdown
 from training.commands import told, whole_numbers
+from training.evaluation.sources import MAX_THREADS
 from training.files import write_bytes, write_json
 
 # Kinds of photos in the data that this project was developed on; on other data, --without names the folders.
@@ -46,15 +47,17 @@ def ablate_command(
     teacher: Annotated[
         Path | None, typer.Option(help="Teacher of rows that need one: a checkpoint or a member's exported .onnx.")
     ] = None,
-    long_side: Annotated[int, typer.Option(help="Long side of evaluation, pixels.")] = 640,
-    limit: Annotated[int, typer.Option(help="Evaluate on that many evenly spaced photos; 0 takes all.")] = 0,
+    long_side: Annotated[int, typer.Option(min=1, help="Long side of evaluation, pixels.")] = 640,
+    limit: Annotated[int, typer.Option(min=0, help="Evaluate on that many evenly spaced photos; 0 takes all.")] = 0,
     dev_split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "dev",
     without: Annotated[
         list[str] | None, typer.Option(help="A kind of photos to leave out, as name=folder,folder; may be repeated.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of the network; 0 leaves torch's default.")] = 0,
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads of the network; 0 leaves torch's default.")
+    ] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 1,
     cache: Annotated[Path, typer.Option(help="Folder for decoded pictures.")] = Path(".cache/pictures"),
     list_rows: Annotated[bool, typer.Option("--list", help="List the rows and stop.")] = False,
 ) -> None:
@@ -69,6 +72,7 @@ def ablate_command(
     from training.engine.teacher import teacher_name
     from training.evaluation.detections import read_split
     from training.family import MEMBERS
+    from training.models.device import chosen_device
     from training.recipes import RECIPES
 
     failed = 0
@@ -86,7 +90,7 @@ def ablate_command(
                 raise ValueError(f"no {name!r}; there are {', '.join(there)}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("runs are compared on one process; start it without torchrun")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = str(chosen_device(device))
         place = Place(data, out, start, device, threads, workers, teacher)
         budget = Budget(
             base=base, member=member, data=data.name, device=place.device, images=images, side=side, batch=batch,

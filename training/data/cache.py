@@ -5,19 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture, of which the block may decode the pixels.
+
+    Raises FileNotFoundError, and ValueError that names the file where it cannot be read as a picture: a decoder's own
+    words often do not.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+
+
 def load_picture(path: Path) -> NDArray[np.uint8]:
-    """Decode one picture to uint8 [h, w, 3] RGB, upright by its EXIF orientation."""
-    with Image.open(path) as image:
+    """Decode one picture to uint8 [h, w, 3] RGB, upright by its EXIF orientation. Raises what `opened` does."""
+    with opened(path) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 

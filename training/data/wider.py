@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,14 @@ def read_annotations(path: Path) -> list[PhotoAnnotation]:
     return [_annotation(name, rows) for name, rows in read_blocks(path, "boxes", _row)]
 
 
+def read_text(path: Path) -> str:
+    """Raises OSError, and ValueError that names the file where it is not text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
+
+
 def read_blocks(
     path: Path, things: str, read_row: Callable[[Path, int, list[str]], list[float]]
 ) -> Iterator[tuple[str, list[list[float]]]]:
@@ -36,9 +44,10 @@ def read_blocks(
     and FDDB's annotations do.
 
     things: what the lines are, for messages; read_row: (path, index of the line, all lines) -> numbers. Raises
-    ValueError that names file and line where there is no number, and what `read_row` raises.
+    ValueError that names file and line where there is no number or a name leads out of the image folder, and what
+    `read_row` raises.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     at = 0
     while at < len(lines):
         name = lines[at].strip()
@@ -47,8 +56,13 @@ def read_blocks(
             continue
         try:
             count = int(lines[at + 1])
+            if count < 0:
+                raise ValueError
         except (IndexError, ValueError):
             raise ValueError(f"{path}:{at + 2}: expected the number of {things} of {name!r}") from None
+        # Predictions are written to files of these names.
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{path}:{at + 1}: {name!r} does not lie below the image folder")
         yield name, [read_row(path, at + 2 + k, lines) for k in range(count)]
         at += 2 + count
         # A photo without faces has one row of zeros in WIDER's files.
@@ -59,10 +73,11 @@ def read_blocks(
 def _row(path: Path, at: int, lines: list[str]) -> list[float]:
     try:
         values = [float(v) for v in lines[at].split()]
-        if len(values) < 4:
+        # Infinite corners are as far from a box as no numbers at all.
+        if len(values) < 4 or not np.isfinite([*values, values[0] + values[2], values[1] + values[3]]).all():
             raise ValueError
     except (IndexError, ValueError):
-        raise ValueError(f"{path}:{at + 1}: expected a box as `x y w h ...`") from None
+        raise ValueError(f"{path}:{at + 1}: expected a box as `x y w h ...`, all finite numbers") from None
     return values
 
 

@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from training.models.device import chosen_device
+
 # Rank 0 evaluates alone, for as long as the split is large, while the others wait for its next step.
 _PATIENCE = timedelta(hours=2)
 
@@ -30,11 +32,15 @@ class World:
 
 @contextmanager
 def world(device: str | None = None) -> Iterator[World]:
-    """Join the process group that `torchrun` describes, if any (nccl on GPUs, gloo on CPUs); leave it at the end."""
+    """Join the process group that `torchrun` describes, if any (nccl on GPUs, gloo on CPUs); leave it at the end.
+
+    device: as in `chosen_device`, whose ValueError it raises; of several GPUs each process takes its own.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(f"cuda:{local}" if name == "cuda" else name)
+    chosen = chosen_device(device)
+    if chosen.type == "cuda" and device in (None, "cuda"):
+        chosen = chosen_device(f"cuda:{local}")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1:

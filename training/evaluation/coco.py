@@ -121,7 +121,8 @@ def _complete(name: str, content: dict[str, Any]) -> None:
             raise ValueError(f"{name}: annotation {at} lacks one of bbox, image_id, category_id")
         # An id of zero counts as "not matched" inside the library, and the object as missed.
         row.setdefault("id", at + 1)
-        row.setdefault("area", row["bbox"][2] * row["bbox"][3])
+        if not isinstance(row.get("area"), (int, float)):
+            row["area"] = row["bbox"][2] * row["bbox"][3]
         row.setdefault("iscrowd", 0)
     ids = [row["id"] for row in content["annotations"]]
     if len(set(ids)) != len(ids) or 0 in ids:

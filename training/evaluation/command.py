@@ -15,8 +15,9 @@ from training.commands import told, validation_split
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Named, Run, Source, read_split, run_source, upright_size
 from training.evaluation.official import read_subsets
+from training.evaluation.output import check_writable
 from training.evaluation.protocols import FLIP_HELP, PROTOCOL_HELP, InputProtocol, label, open_by_protocol
-from training.evaluation.sources import SOURCE_HELP
+from training.evaluation.sources import MAX_THREADS, SOURCE_HELP
 from training.evaluation.submission import SubmissionFolder, read_submission, whole_pixels
 from training.evaluation.wider import Report, evaluate
 from training.files import write_json
@@ -43,8 +44,8 @@ def evaluate_command(
     out: Annotated[Path | None, typer.Option(help="Write the full reports to this JSON file.")] = None,
     official: Annotated[Path | None, typer.Option(help=OFFICIAL_HELP)] = None,
     submission: Annotated[Path | None, typer.Option(help=SUBMISSION_HELP)] = None,
-    limit: Annotated[int, typer.Option(help="Take that many evenly spaced photos; 0 takes all.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced photos; 0 takes all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for a checkpoint.")] = None,
 ) -> None:
     """Measure AP.50 and AP[.50:.95] by the WIDER protocol, by face size too.
@@ -55,9 +56,12 @@ def evaluate_command(
     which the WIDER protocol leaves out.
     """
     with told(lambda: stopped(submission)):
+        if out is not None:
+            check_writable(out)
         split = split or validation_split(data)
         photos, images = read_split(data, split, limit or None)
         subsets = read_subsets(official) if official is not None else {}
+        check_subsets(subsets, photos)
         sources = open_by_protocol(source, protocol, long_side, flip=flip, threads=threads, device=device)
         folders = submission_folders(submission, sources)
         about = {"protocol": str(protocol), "flip": flip}
@@ -96,6 +100,8 @@ def score_submission_command(
     With --official alone, neither photos nor annotations in text are needed.
     """
     with told(lambda: "stopped"):
+        if out is not None:
+            check_writable(out)
         if data is None and official is None:
             raise ValueError("nothing to score against: give --data, --official, or both")
         subsets = read_subsets(official) if official is not None else {}
@@ -103,6 +109,7 @@ def score_submission_command(
         if data is not None:
             split = split or validation_split(data)
             photos, images = read_split(data, split)
+            check_subsets(subsets, photos)
             found = read_submission(folder, photos)
             report = evaluate(
                 found, photos, photo_sizes={photo.name: upright_size(images / photo.name) for photo in photos}
@@ -138,19 +145,25 @@ def details(
     return {"official": scores}
 
 
+def check_subsets(subsets: Mapping[str, Sequence[PhotoAnnotation]], photos: Sequence[Named]) -> None:
+    """Raises ValueError where an official subset does not list all of `photos`."""
+    for rows in subsets.values():
+        listed = {row.name for row in rows}
+        if strangers := [photo.name for photo in photos if photo.name not in listed]:
+            raise ValueError(
+                f"{len(strangers)} of {len(photos)} photos are not in WIDER's official ground truth, which is for its "
+                f"split `val`, such as {strangers[0]!r}; leave --official out"
+            )
+
+
 def official_scores(
     found: Mapping[str, Detections], subsets: Mapping[str, Sequence[PhotoAnnotation]]
 ) -> dict[str, dict[str, float]]:
-    """AP.50, AP[.50:.95] and the number of counted faces on each official subset, over the photos that were run.
-
-    Raises ValueError where none of them belongs to the subsets.
-    """
+    """AP.50, AP[.50:.95] and the number of counted faces on each official subset, over the photos that were run, all
+    of which belong to the subsets."""
     scores = {}
     for name, photos in subsets.items():
-        chosen = [photo for photo in photos if photo.name in found]
-        if not chosen:
-            raise ValueError("none of these photos is in WIDER's official ground truth, which is for its split `val`")
-        report = evaluate(found, chosen)
+        report = evaluate(found, [photo for photo in photos if photo.name in found])
         scores[name] = {"ap50": report.ap50, "ap": report.ap, "faces": report.faces}
     return scores
 

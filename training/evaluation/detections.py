@@ -7,6 +7,7 @@ are part of what is measured. `sources.py` has the project's own; `export/peers.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags
 from tqdm import tqdm
 
 from service.engines.base import Detections
-from training.data.cache import load_picture
+from training.data.cache import load_picture, opened
 from training.data.layout import resolve_split
 from training.data.wider import PhotoAnnotation, read_annotations
 
@@ -125,11 +126,18 @@ def title_of(source: Source) -> str:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(width, height) of a picture by its header, after its EXIF orientation, as `load_picture` decodes it."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         width, height = image.size
         # Orientations 5 to 8 lie on their side.
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
+
+
+def check_different(where: Path, photos: Iterable[Named]) -> None:
+    """Raises ValueError that names `where` if it lists a photo twice."""
+    name, times = Counter(photo.name for photo in photos).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{where} lists {name!r} {times} times; a photo must be annotated once")
 
 
 def read_split(data: Path, split: str, limit: int | None = None) -> tuple[list[PhotoAnnotation], Path]:
@@ -141,6 +149,7 @@ def read_split(data: Path, split: str, limit: int | None = None) -> tuple[list[P
     photos = read_annotations(paths.annotations)
     if not photos:
         raise ValueError(f"{paths.annotations} lists no photo")
+    check_different(paths.annotations, photos)
     if limit is not None and 0 < limit < len(photos):
         photos = [photos[int(index)] for index in np.linspace(0, len(photos) - 1, limit)]
     return photos, paths.images

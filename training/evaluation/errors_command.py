@@ -29,9 +29,10 @@ from training.evaluation.errors import (
     find_errors,
     find_suspects,
 )
+from training.evaluation.output import check_writable
 from training.evaluation.sheets import ANNOTATED, DETECTED, IGNORED, Layer, Tile, markdown_table
 from training.evaluation.sheets import write_sheets as write_pages
-from training.evaluation.sources import SOURCE_HELP, open_sources
+from training.evaluation.sources import MAX_THREADS, SOURCE_HELP, open_sources
 from training.evaluation.wider import SIZE_BUCKETS
 from training.files import write_bytes, write_json
 
@@ -77,7 +78,7 @@ def errors_command(
     score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Detections under this score are not made.")] = 0.4,
     limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced photos; 0 takes all.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Tiles of each kind, 48 on a page.")] = 60,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")] = 0,
 ) -> None:
     """Show what a detector gets wrong: missed faces, false positives, loose boxes, and labels that look wrong.
 
@@ -88,11 +89,10 @@ def errors_command(
         check_out(out)
         photos, images = read_split(data, split, limit or None)
         sources = open_sources(source, long_side, threads)
-        out.mkdir(parents=True, exist_ok=True)
         for one in sources:
             run = run_source(one, photos, images)
             folder = out if len(sources) == 1 else out / one.name
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             head = {"source": one.name, "long_side": one.long_side, "data": data.name, "split": split, "score": score}
             analyse(head, photos, run, folder, lambda name: load_picture(images / name), top)
             typer.echo(f"{title_of(one)}: see {folder / 'summary.md'}")
@@ -110,6 +110,7 @@ def check_out(out: Path) -> None:
             )
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file; --out needs a folder")
+    check_writable(out / "summary.md")
 
 
 def analyse(

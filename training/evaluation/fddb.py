@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.wider import read_blocks
+from training.data.wider import read_blocks, read_text
+from training.evaluation.detections import check_different
 from training.evaluation.ellipses import (
     EllipseFit,
     ellipses_of_boxes,
@@ -106,7 +107,7 @@ def read_folds(root: Path) -> tuple[list[FddbPhoto], Path]:
         for path in (listed, annotated):
             if not path.is_file():
                 raise FileNotFoundError(f"no {path}: all ten folds are evaluated together")
-        names = listed.read_text(encoding="utf-8").split()
+        names = read_text(listed).split()
         found = [
             FddbPhoto(f"{name}.jpg", fold, np.array(rows, dtype=np.float64).reshape(-1, 5))
             for name, rows in read_blocks(annotated, "ellipses", _ellipse)
@@ -114,6 +115,9 @@ def read_folds(root: Path) -> tuple[list[FddbPhoto], Path]:
         if [photo.name for photo in found] != [f"{name}.jpg" for name in names]:
             raise ValueError(f"{annotated} does not annotate the photos that {listed} lists, in its order")
         photos += found
+    if not photos:
+        raise ValueError(f"the lists of folds in {folder} name no photo")
+    check_different(folder, photos)
     images = root / "originalPics"
     return photos, images if images.is_dir() else root
 

@@ -13,8 +13,9 @@ from training.evaluation.command import SUBMISSION_HELP, median_ms, stopped, sto
 from training.evaluation.detections import run_source
 from training.evaluation.ellipses import EllipseFit
 from training.evaluation.fddb import READ_AT, FddbCurves, evaluate_fddb, read_folds
+from training.evaluation.output import check_writable
 from training.evaluation.protocols import FLIP_HELP, PROTOCOL_HELP, InputProtocol, label, open_by_protocol
-from training.evaluation.sources import SOURCE_HELP
+from training.evaluation.sources import MAX_THREADS, SOURCE_HELP
 from training.files import write_json
 
 HEADER = f"{'source':16} {'side':>5} {'regions':10} " + " ".join(
@@ -32,8 +33,8 @@ def evaluate_fddb_command(
     flip: Annotated[bool, typer.Option("--flip", help=FLIP_HELP)] = False,
     out: Annotated[Path | None, typer.Option(help="Write scores and curves to this JSON file.")] = None,
     submission: Annotated[Path | None, typer.Option(help=SUBMISSION_HELP)] = None,
-    limit: Annotated[int, typer.Option(help="Take that many evenly spaced photos; 0 takes all.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced photos; 0 takes all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for a checkpoint.")] = None,
 ) -> None:
     """Measure FDDB's true-positive rates, discrete and continuous, at 1000 and 2000 false positives.
@@ -42,6 +43,8 @@ def evaluate_fddb_command(
     since FDDB's faces are ellipses around the whole head.
     """
     with told(lambda: stopped(submission)):
+        if out is not None:
+            check_writable(out)
         photos, images = read_folds(data)
         if 0 < limit < len(photos):
             photos = [photos[int(index)] for index in np.linspace(0, len(photos) - 1, limit)]

@@ -29,6 +29,7 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth")
 # An exported graph takes its best 2000 candidates, so a picture must have as many: one to each 4 x 4 pixels.
 SMALLEST_SIDE = 192
 TENSORRT_SUFFIXES = (".engine", ".plan")
+MAX_THREADS = 1024  # beyond any machine; a library that is asked for a million works on them for minutes
 SERVICE_SCHEMES = ("http://", "https://")
 SOURCE_HELP = (
     "A checkpoint (.pt), an exported file (.onnx), a TensorRT engine (.engine, .plan), a model repository (all its "
@@ -203,12 +204,13 @@ def _from_checkpoint(path: Path, long_side: int | None, threads: int, device: st
     import torch
 
     from training.engine.checkpoint import load_detector
+    from training.models.device import chosen_device
 
     if threads:
         torch.set_num_threads(threads)
+    place = chosen_device(device)
     detector, _ = load_detector(path)
-    detector = detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    detector = detector.to(memory_format=torch.channels_last)
+    detector = detector.to(place).to(memory_format=torch.channels_last)
     return TorchSource(detector, path.stem, long_side, file_fingerprint(path))
 
 

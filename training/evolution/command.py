@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from training.commands import stop_on_sigterm, told
+from training.evaluation.sources import MAX_THREADS
 
 
 def evolve_command(
@@ -29,7 +30,9 @@ def evolve_command(
     top_k: Annotated[int, typer.Option(help="Candidates that breed.")] = 10,
     latency_weight: Annotated[float, typer.Option(help="AP.50 that a candidate loses at the whole budget.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of both searches.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads of the engine; 0: as many as there are cores.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads of the engine; 0: as many as there are cores.")
+    ] = 1,
     size: Annotated[str, typer.Option(help="Height and width that latency is measured at.")] = "480x640",
     latency: Annotated[
         str, typer.Option(help="measured, of each whole path, or additive: a sum of parts, the winners measured.")
@@ -37,8 +40,10 @@ def evolve_command(
     latencies: Annotated[Path, typer.Option(help="File that measured latencies are kept in and taken from.")] = Path(
         ".cache/latencies.json"
     ),
-    long_side: Annotated[int, typer.Option(help="Of the mini-validation, pixels; 0: the supernet's own.")] = 0,
-    photos: Annotated[int, typer.Option(help="Photos of the mini-validation; 0: the supernet's own number.")] = 0,
+    long_side: Annotated[int, typer.Option(min=0, help="Of the mini-validation, pixels; 0: the supernet's own.")] = 0,
+    photos: Annotated[
+        int, typer.Option(min=0, help="Photos of the mini-validation; 0: the supernet's own number.")
+    ] = 0,
     split: Annotated[str, typer.Option(help="Split that the supernet was trained on; a tenth was kept for this.")] = (
         "train"
     ),
@@ -63,10 +68,14 @@ def evolve_command(
     from training.evolution.genetic import EvolutionConfig
     from training.evolution.latency import Setup, target_named
     from training.evolution.run import MODES, Run, RunOptions
+    from training.models.device import chosen_device
 
     torch.set_flush_denormal(True)
     stop_on_sigterm()
-    with told(lambda: f"stopped; run the same command again to go on from {out}"), join(device) as world:
+    with (
+        told(lambda: f"stopped; run the same command again to go on from {out}"),
+        join(str(chosen_device(device))) as world,
+    ):
         if latency not in MODES:
             raise ValueError(f"no latency {latency!r}; there are {', '.join(MODES)}")
         config = EvolutionConfig(

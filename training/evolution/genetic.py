@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 from typing import Any
 
@@ -48,7 +49,7 @@ class EvolutionConfig:
             )
         if not 0 < self.mutation_probability <= 1:
             raise ValueError(f"a mutation has a probability above 0 and up to 1, not {self.mutation_probability}")
-        if self.latency_weight < 0:
+        if not 0 <= self.latency_weight < inf:
             raise ValueError(f"latency can only cost, so its weight is not {self.latency_weight}")
 
 

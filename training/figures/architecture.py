@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _NODE, _WARM, _COOL = "#dce9f2", "#d9822b", "#145a86"
 _LAST_EPOCHS = "architecture.jsonl"
+_KINDS = ("alpha", "beta", "kappa", "gamma")
 
 
 def draw_genotype(genotype: AnyGenotype) -> Figure:
@@ -155,6 +157,13 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if not lines or not all(isinstance(line["values"], dict) and isinstance(line["step"], int) for line in lines):
             raise ValueError("no epochs in it")
+        if not any(name.startswith(_KINDS) for name in lines[0]["values"]):
+            raise ValueError(f"none of {', '.join(_KINDS)} in it")
+        lengths = [{name: len(values) for name, values in line["values"].items()} for line in lines]
+        if any(one != lengths[0] or 0 in one.values() for one in lengths):
+            raise ValueError("its epochs do not have the same parameters")
+        if not all(isfinite(value) for line in lines for values in line["values"].values() for value in values):
+            raise ValueError("a parameter is not finite")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the history of a search: {error}") from None
     return lines
@@ -163,9 +172,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 def draw_history(lines: list[dict[str, Any]]) -> Figure:
     """One panel each for alpha, beta, kappa and gamma, as far as there are: the largest value of every choice by step
     (both values of beta), so that a choice that is being made rises."""
-    kinds = [
-        kind for kind in ("alpha", "beta", "kappa", "gamma") if any(n.startswith(kind) for n in lines[0]["values"])
-    ]
+    kinds = [kind for kind in _KINDS if any(n.startswith(kind) for n in lines[0]["values"])]
     figure = new_figure(4.6 * len(kinds), 3.6)
     steps = [line["step"] for line in lines]
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):

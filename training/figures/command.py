@@ -12,7 +12,7 @@ from training.commands import told
 from training.evaluation.detections import Source, read_split
 from training.evaluation.official import read_subsets
 from training.evaluation.protocols import FLIP_HELP, PROTOCOL_HELP, InputProtocol, label, open_by_protocol
-from training.evaluation.sources import SOURCE_HELP, open_sources
+from training.evaluation.sources import MAX_THREADS, SOURCE_HELP, open_sources
 from training.figures import architecture, distribution, front, gains, pictures, precision, roc
 from training.figures.drawing import check_out, encode, new_figure, save
 from training.files import write_bytes, write_json
@@ -23,7 +23,7 @@ figure_app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option(help="PNG file; its numbers go into the JSON file of the same name.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
+Threads = Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda, for a checkpoint.")]
 
 
@@ -122,7 +122,7 @@ def precision_recall_command(
 def roc_command(
     results: Annotated[list[Path], typer.Argument(help="JSON files of the FDDB evaluation.")],
     out: Out,
-    most: Annotated[float, typer.Option(min=1, help="False positives at the right end of the axis.")] = 2000,
+    most: Annotated[float, typer.Option(min=1, max=1e9, help="False positives at the right end of the axis.")] = 2000,
 ) -> None:
     """Figure 7: FDDB's discrete and continuous ROC curves."""
     with told(lambda: "stopped"):

@@ -9,6 +9,7 @@ gives 94.7 % below 0.11 and 48.9 % below 0.02: the first is the paper's, the sec
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,9 @@ def _coco(spec: str, name: str) -> Boxes:
         rows = [row for row in content["annotations"] if not row.get("iscrowd", 0)]
         boxes = np.array([row["bbox"][2:4] for row in rows], dtype=np.float64).reshape(-1, 2)
         places = np.array([pictures[row["image_id"]] for row in rows], dtype=np.float64).reshape(-1, 2)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if not (np.isfinite(boxes).all() and np.isfinite(places).all() and (places[:, 1] > 0).all()):
+            raise ValueError("a box or its picture has no size in numbers")
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{path}: expected `images` with id, width and height and `annotations` with image_id and bbox; "
             f"{type(error).__name__}: {error}"
@@ -114,8 +117,10 @@ def _relative(spec: str, name: str) -> Boxes:
             wh = saved[f"{split}_wh"].astype(np.float64).reshape(-1, 2)
             image = saved[f"{split}_image"].astype(np.int64)
             pictures = int(saved[f"{split}_images"])
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} has no boxes of a split {split!r}: {error}") from None
+    if image.shape != (len(wh),) or not np.isfinite(wh).all() or not ((image >= 0) & (image < pictures)).all():
+        raise ValueError(f"{path}: each box of {split!r} needs width, height and the number of one of the pictures")
     kept = (wh > 0).all(axis=1)
     counts = np.bincount(image[kept], minlength=pictures)
     return Boxes(name or f"{path.parent.name} {split}", np.sqrt(wh[kept].prod(axis=1)), counts)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from training.evaluation.output import check_writable
 from training.files import write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def line_style(index: int) -> dict[str, Any]:
 def check_out(out: Path, inputs: Iterable[Path] = ()) -> Path:
     """Where the numbers of the figure `out` go.
 
-    Raises ValueError where `out` is no PNG, or where one of the two files would replace one of `inputs`.
+    Raises ValueError where `out` is no PNG, where one of the two files would replace one of `inputs`, or where they
+    cannot be written.
     """
     if out.suffix.lower() != ".png":
         raise ValueError(f"{out}: figures are PNG files, so the name must end in .png")
@@ -71,6 +73,8 @@ def check_out(out: Path, inputs: Iterable[Path] = ()) -> Path:
     for path in inputs:
         if path.resolve() in (out.resolve(), numbers.resolve()):
             raise ValueError(f"the numbers of {out} would replace {path}, which it is drawn from; name another --out")
+    for file in (out, numbers):
+        check_writable(file)
     return numbers
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 
 from training.figures.drawing import DASHES, LINES, OURS, encode, new_figure, read_json, style
 from training.figures.labels import Label, place_labels
@@ -38,9 +38,9 @@ class Point(BaseModel):
     detector: str
     ours: bool
     long_side: int
-    ap50: float
-    ap: float
-    ms_median: float = Field(gt=0)
+    ap50: float = Field(ge=0, le=1)
+    ap: float = Field(ge=0, le=1)
+    ms_median: FiniteFloat = Field(gt=0)
 
 
 class Results(BaseModel):

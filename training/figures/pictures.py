@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from service.engines.base import Detections
@@ -64,10 +64,7 @@ def detect_pictures(source: Source, paths: Sequence[Path], columns: int, least: 
     shown = []
     bound = max(1, 2 * WIDTH // columns)  # no cell is larger, so that many pictures stay small in memory
     for path in tqdm(paths, desc=title_of(source), unit="photo", leave=False):
-        try:
-            pixels = load_picture(path)
-        except UnidentifiedImageError:
-            raise ValueError(f"{path} is not a picture") from None
+        pixels = load_picture(path)
         found = source(pixels)
         kept = found.scores >= least
         picture = Image.fromarray(pixels)

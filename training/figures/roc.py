@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
 from training.evaluation.fddb import READ_AT
 from training.figures.drawing import line_style, new_figure, read_json, style
@@ -24,7 +24,7 @@ class Roc(BaseModel):
     rising; discrete, continuous: true-positive rates at each, in 0..1."""
 
     source: str
-    false_positives: list[float] = Field(min_length=1)
+    false_positives: list[Annotated[FiniteFloat, Field(ge=0)]] = Field(min_length=1)
     discrete: list[float]
     continuous: list[float]
 
@@ -32,7 +32,7 @@ class Roc(BaseModel):
     @classmethod
     def _flat(cls, row: Any) -> Any:
         """Take the curve out of a row as `evaluate-fddb` writes it; a row with plain lists stays as it is."""
-        if not isinstance(row, dict) or "curve" not in row:
+        if not isinstance(row, dict) or not isinstance(row.get("curve"), dict):
             return row
         side = f" at {row['long_side']}" if row.get("long_side") else ""
         regions = f", {row['regions']}" if row.get("regions") else ""

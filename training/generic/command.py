@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from training.commands import told
+from training.evaluation.sources import MAX_THREADS
 from training.files import write_json
 
 RESULT = "result.json"
+SHOWN = ("AP", "AP.50", "AP.75")
 NECKS = ("fpn", "autofae")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -31,17 +34,21 @@ def generic_command(
         Path | None, typer.Option(help="torchvision ImageNet weights of the backbone, a file; else it is untrained.")
     ] = None,
     genotype: Annotated[Path | None, typer.Option(help="Genotype of autofae, a file; default: the project's.")] = None,
-    width: Annotated[int, typer.Option(min=8, help="Channels of neck and head.")] = 256,
-    min_size: Annotated[int, typer.Option(min=32, help="Shorter side that pictures are resized to, pixels.")] = 800,
-    max_size: Annotated[int, typer.Option(min=32, help="Longer side that they may have, pixels.")] = 1333,
+    width: Annotated[int, typer.Option(min=8, max=4096, help="Channels of neck and head.")] = 256,
+    min_size: Annotated[
+        int, typer.Option(min=32, max=10_000, help="Shorter side that pictures are resized to, pixels.")
+    ] = 800,
+    max_size: Annotated[int, typer.Option(min=32, max=10_000, help="Longer side that they may have, pixels.")] = 1333,
     epochs: Annotated[int, typer.Option(min=1, help="Times that every picture is shown.")] = 12,
     batch: Annotated[int, typer.Option(min=2, help="Pictures a step.")] = 16,
     lr: Annotated[
         float | None, typer.Option(help="Rate of SGD; default: 0.01 (Faster R-CNN 0.02) for 16 pictures a step.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and of the order of pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights and of the order of pictures.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads of the network; 0 leaves torch's default.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads of the network; 0 leaves torch's default.")
+    ] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
 ) -> None:
     """Train a generic detector with FPN or AutoFAE as its neck, and measure COCO's AP (paper, Table 8).
@@ -73,6 +80,8 @@ def run_cell(
     from training.generic.data import CocoDataset, read_annotations
     from training.generic.detectors import DETECTORS
     from training.generic.train import Place, RunSettings, evaluate, train
+    from training.models.device import chosen_device
+    from training.models.genotype import load_genotype
 
     for name, there, option in (
         (detector, DETECTORS, "detector"), (neck, NECKS, "neck"), (backbone, BACKBONES, "backbone"),
@@ -83,6 +92,10 @@ def run_cell(
         raise ValueError("this command trains in one process; start it without torchrun")
     if max_size < min_size:
         raise ValueError(f"--max-size {max_size} is below --min-size {min_size}")
+    if lr is not None and not 0 < lr < inf:
+        raise ValueError(f"--lr is a rate above 0, not {lr:g}")
+    if genotype:
+        load_genotype(genotype)  # names the file, where it is none
     settings = RunSettings(
         detector, neck, backbone, width, min_size, max_size,
         genotype=genotype.read_text(encoding="utf-8") if genotype else "",
@@ -95,7 +108,7 @@ def run_cell(
         return _finished(done, settings)
     if find_spec("pycocotools") is None:
         raise ValueError("COCO's AP needs pycocotools, which is not installed: pip install pycocotools")
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = chosen_device(device)
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
@@ -136,6 +149,8 @@ def _finished(path: Path, settings: Any) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         stored = result["settings"]
+        if not isinstance(stored, dict) or any(name not in result for name in (*SHOWN, "hardware")):
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not a result of this command; name another --out") from None
     settings.check_same(stored, path)
@@ -147,8 +162,6 @@ def _parameters(module: Any) -> int:
 
 
 def _line(result: dict[str, Any]) -> str:
-    numbers = ", ".join(
-        f"{name} {'-' if result[name] is None else format(result[name], '.4f')}" for name in ("AP", "AP.50", "AP.75")
-    )
+    numbers = ", ".join(f"{name} {'-' if result[name] is None else format(result[name], '.4f')}" for name in SHOWN)
     settings = result["settings"]
     return f"{settings['detector']} + {settings['neck']}: {numbers} on {settings['val']} ({result['hardware']})"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from training.files import write_bytes
 
@@ -14,8 +14,8 @@ GENOTYPES = Path(__file__).parents[1] / "genotypes"
 
 Position = Literal["before", "middle", "after"]
 Level = Annotated[int, Field(ge=1, le=9)]
-# `conv3x5d2`: a convolution with a kernel 3 high and 5 wide, dilation 2; dilation 1 is left out.
-OperationName = Annotated[str, Field(pattern=r"^conv[1-9]x[1-9](d[2-9])?$")]
+# `conv3x5d2`: a convolution with a kernel 3 high and 5 wide, dilation 2; dilation 1 is left out, even sides are none.
+OperationName = Annotated[str, Field(pattern=r"^conv[13579]x[13579](d[2-9])?$")]
 
 
 class Part(BaseModel):
@@ -58,7 +58,7 @@ class FusionCell(Part):
 
     level: Level
     candidates: tuple[Candidate, ...] = ()
-    beta: tuple[float, float] = (1.0, 1.0)
+    beta: tuple[FiniteFloat, FiniteFloat] = (1.0, 1.0)
 
 
 class Node(Part):

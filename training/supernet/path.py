@@ -16,6 +16,7 @@ from training.models.necks.base import NeckOptions
 PathNeck = Literal["autofae", "fpn"]
 
 _PRINTED = re.compile(r"^R(\d+)((?:-FAE|-FA)+)-H[x×](\d+)-(\d+)$")
+_MOST_LAYERS, _MOST_CHANNELS = 32, 4096  # far beyond what trains, but a slip is told at once
 
 
 def backbone_name(text: str) -> BackboneName:
@@ -44,13 +45,18 @@ class SinglePath:
 
     @classmethod
     def parse(cls, text: str) -> SinglePath:
-        """Read what `str` writes. Raises ValueError, also where there is no head convolution or no channel."""
+        """Read what `str` writes. Raises ValueError, also on numbers that no detector could have."""
         found = _PRINTED.match(text)
         if not found:
             raise ValueError(f"{text!r} is no single path; one looks like R101-FAE-FA-FA-Hx4-256")
-        if int(found[3]) < 1 or int(found[4]) < 1:
-            raise ValueError(f"{text!r} is no single path: one has at least one head convolution and one channel")
         modules = tuple(part == "FAE" for part in found[2].split("-")[1:])
+        if not (1 <= int(found[3]) <= _MOST_LAYERS and 1 <= int(found[4]) <= _MOST_CHANNELS):
+            raise ValueError(
+                f"{text!r} is no single path: one has 1 to {_MOST_LAYERS} head convolutions and 1 to {_MOST_CHANNELS} "
+                "channels"
+            )
+        if len(modules) > _MOST_LAYERS:
+            raise ValueError(f"{text!r} is no single path: one has at most {_MOST_LAYERS} modules")
         return cls(backbone_name(f"resnet{found[1]}"), modules, int(found[3]), int(found[4]))
 
     def config(self, neck: PathNeck = "autofae", genotype: str = "") -> DetectorConfig:

@@ -7,7 +7,7 @@ said at each class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,13 @@ from training.models.necks.base import ConvNorm, Laterals, NeckOptions, resize_l
 from training.models.necks.primitives import SKIP, ReLUConvNorm, build_kept
 
 POST_KERNEL = 3
+
+
+def _freeze_unused(modules: nn.ModuleList, used: Collection[int]) -> None:
+    """What no edge starts from stays, as searches fill it, but takes no part in training: several processes, which
+    wait for the gradient of every parameter, would stop at one that never gets any."""
+    for number, module in enumerate(modules):
+        module.requires_grad_(number in used)
 
 
 class FullyConnectedFusion(nn.Module):
@@ -36,6 +43,7 @@ class FullyConnectedFusion(nn.Module):
             nn.ModuleList(build_kept(edge.operation, out_channels) for edge in edges) for edges in genotype.edges
         )
         self.post = nn.ModuleList(ConvNorm(out_channels, out_channels, POST_KERNEL) for _ in genotype.levels)
+        _freeze_unused(self.lateral, {source for sources in self.sources for source in sources})
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         maps = self.lateral(features)
@@ -66,6 +74,7 @@ class DartsCell(nn.Module):
             nn.ModuleList(build_kept(edge.operation, channels) for edge in edges) for edges in nodes
         )
         self.out = ConvNorm(len(nodes) * channels, channels, 1)
+        _freeze_unused(self.preprocess, {source for sources in self.inputs for source in sources})
 
     def forward(self, x: Tensor) -> Tensor:
         states = [preprocess(x) for preprocess in self.preprocess]
