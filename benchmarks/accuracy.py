@@ -19,14 +19,14 @@ from pydantic import BaseModel
 
 from benchmarks.hardware import Hardware, describe
 from benchmarks.runs import Measured, measure
-from export.commands.options import MOST_THREADS, numbers, writable
+from export.commands.options import numbers
 from export.peers import find_peers
-from training.commands import told
+from training.commands import MAX_THREADS, told
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Source, read_split
 from training.evaluation.sources import open_sources
 from training.evaluation.wider import PROTOCOL, evaluate
-from training.files import write_bytes, write_json
+from training.files import check_writable, write_bytes, write_json
 
 
 class Row(BaseModel):
@@ -131,7 +131,7 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file; the table (.md) and the picture (.png) go beside it.")] = Path(
         "benchmarks/results/accuracy.json"
     ),
-    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads of every detector.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="CPU threads of every detector.")] = 1,
     limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced photos; 0 takes all.")] = 0,
     cache: Annotated[Path, typer.Option(help="Where finished runs are kept.")] = Path(".cache/benchmarks"),
     fresh: Annotated[bool, typer.Option(help="Measure anew what was measured before.")] = False,
@@ -142,7 +142,7 @@ def main(
 
     with told(lambda: "stopped; the same command goes on with the detectors that are not done"):
         sides = numbers("--long-sides", long_sides)
-        writable(out)
+        check_writable(out)
         photos, images = read_split(data, split, limit or None)
         if peers is not None and not peers.is_dir():
             typer.echo(f"note: no folder {peers}; of other detectors only Haar and MTCNN take part", err=True)

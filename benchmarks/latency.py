@@ -20,11 +20,12 @@ from pydantic import BaseModel
 from benchmarks.footprint import installed_sizes, service_requirements
 from benchmarks.hardware import Hardware, describe
 from benchmarks.server import Exchange, Server, closed_loop, running
-from export.commands.options import MOST_THREADS, numbers, writable
+from export.commands.options import numbers
 from export.profile import profile_repository
 from service.repository.store import load_repository
 from service.settings import Settings
-from training.files import write_json
+from training.commands import MAX_THREADS
+from training.files import check_writable, write_json
 
 PHOTO_SIZES = ((640, 480), (1920, 1080), (4032, 3024))
 COLUMNS = ("p50", "p99", "decode", "infer", "on time")
@@ -125,13 +126,13 @@ def main(
     requests: Annotated[int, typer.Option(min=1, help="Requests for each tier and photo size.")] = 50,
     runs: Annotated[int, typer.Option(min=1, help="Engine runs for each variant, input size and batch.")] = 30,
     batches: Annotated[str, typer.Option(help="Batch sizes of the engine, such as 1,2,4.")] = "1",
-    threads: Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="Engine threads; 0 takes all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="Engine threads; 0 takes all cores.")] = 0,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmarks/results/latency.json"),
 ) -> None:
     """Measure the engine, the HTTP round trip, start-up, memory and disk."""
     try:
         batch_sizes = numbers("--batches", batches)
-        writable(out)
+        check_writable(out)
         models = load_repository(repository)
         sizes = installed_sizes(service_requirements())
         hardware = describe()

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from training.ablation.command import ablate_command
-from training.commands import end_with_parent, held, stop_on_sigterm, told, validation_split
+from training.commands import TorchThreads, Workers, end_with_parent, held, stop_on_sigterm, told, validation_split
 from training.evaluation.command import evaluate_command, score_submission_command
 from training.evaluation.errors_command import errors_command
 from training.evaluation.fddb_command import evaluate_fddb_command
@@ -74,8 +74,8 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Overrides the recipe's length; may change on resume.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops and augmentation.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of the network; 0 leaves torch's default.")] = 0,
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = 1,
+    threads: TorchThreads = 0,
+    workers: Workers = 1,
     cache: Annotated[Path, typer.Option(help="Folder for decoded pictures (about 7 GB for 9,600 photos).")] = Path(
         ".cache/pictures"
     ),

@@ -13,12 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
 
 import typer
 
 PARENT = "ASFD_PARENT"  # in a run's environment: the id of the process that it must not outlive
 LOCK = "run.lock"
+MAX_THREADS = 1024  # beyond any machine; libraries start as many as they are told, and hang over a hundred thousand
 _PR_SET_PDEATHSIG = 1
+
+TorchThreads = Annotated[
+    int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads of the network; 0 leaves torch's default.")
+]
+Workers = Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="Loader processes.")]
 
 
 @contextmanager

@@ -24,11 +24,11 @@ from benchmarks.engines.floor import Device, Work, known_card, measured_cpu, ove
 from benchmarks.engines.measure import Pixels, compare, pictures, row_of
 from benchmarks.engines.report import Report, contended, line, save
 from benchmarks.hardware import cpu_model, describe
-from export.commands.options import MOST_THREADS, writable
 from service.engines.base import Detections, EngineError
 from service.repository.manifest import InputSize
 from service.repository.store import RepositoryError, load_repository
-from training.commands import stop_on_sigterm, told, whole_numbers
+from training.commands import MAX_THREADS, stop_on_sigterm, told, whole_numbers
+from training.files import check_writable
 
 DATA = Path("../shared/data/faces")
 
@@ -143,7 +143,7 @@ def main(
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,2,4,8,16",
     size: Annotated[str, typer.Option(help="Input size, height x width.")] = "480x640",
     seconds: Annotated[float, typer.Option(min=0.0, help="Seconds for each row; five runs at least.")] = 5.0,
-    threads: Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads; 0 takes all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")] = 0,
     data: Annotated[
         Path | None, typer.Option(help=f"Photos in WIDER Face's layout. [default: {DATA}, or the astronaut]")
     ] = None,
@@ -170,7 +170,7 @@ def main(
         hardware = describe()  # before anything heavy, so that the load is that of others
         rates, accelerator = devices(peak_tflops, bandwidth_gbs, threads)
         path = out or Path(f"benchmarks/results/engines-{slug(accelerator or 'cpu')}.json")
-        writable(path)
+        check_writable(path)
         report = Report(
             command=shlex.join(["python", "-m", "benchmarks.engines", *sys.argv[1:]]), hardware=hardware,
             accelerator=accelerator, contended=contended(hardware), threads=threads, pictures=words, devices=rates,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from export.commands.options import MOST_THREADS
+from training.commands import MAX_THREADS
 
 DATA = Path("../shared/data/faces")
 
@@ -30,7 +30,7 @@ def main(
     ] = None,
     photos: Annotated[int, typer.Option(min=1, max=10_000, help="Photos taken of them.")] = 200,
     repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("models"),
-    threads: Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="Engine threads; 0 takes all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="Engine threads; 0 takes all cores.")] = 0,
     profile: Annotated[
         Path | None, typer.Option(help="JSON of `python -m export profile` for the simulator. [default: the service's]")
     ] = None,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.commands.options import LONG_SIDES, Data, Repo, manifest_of, numbers, reported, writable
+from export.commands.options import LONG_SIDES, Data, Repo, manifest_of, numbers, reported
+from training.files import check_writable
 
 if TYPE_CHECKING:
     from export.nms_report import Report
@@ -36,7 +37,7 @@ def nms(
         sides = numbers("--long-sides", long_sides)
         if any(side % 32 or not SMALLEST_SIDE <= side <= 4096 for side in sides):
             raise ValueError(f"--long-sides takes multiples of 32 from {SMALLEST_SIDE} to 4096, not {long_sides}")
-        writable(out)
+        check_writable(out)
         report = build_report(named, data, parts, photos, sides)
         _print(report)
         if out is not None:

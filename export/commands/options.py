@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +14,12 @@ import typer
 from service.engines.base import EngineError
 from service.repository.manifest import MANIFEST_NAME, Manifest, ModelFile
 from service.repository.store import RepositoryError, load_manifest, verify_file
-from training.commands import told
+from training.commands import MAX_THREADS, told
 
-MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told, and never comes back from a hundred thousand
 Repo = Annotated[Path, typer.Option("--repository", help="Folder of the model repository.")]
 Data = Annotated[Path, typer.Option(help="Photos in WIDER Face's layout.")]
 Member = Annotated[str, typer.Argument(help="A member's name, such as d0.")]
-Threads = Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads; 0 takes all cores.")]
+Threads = Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")]
 LONG_SIDES = "256,320,480,640,960"  # those of `export.member`, which loads onnx: too slow for --help
 AGAIN = "stopped; what is finished stays"
 
@@ -72,17 +70,6 @@ def whole(path: Path, file: ModelFile) -> Path:
     if fault := verify_file(path, file):
         raise ValueError(fault)
     return path
-
-
-def writable(path: Path | None) -> None:
-    """Raise OSError or ValueError where a result cannot be written, before it is measured. Its folder is made."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
 
 
 @contextmanager

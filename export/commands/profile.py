@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from export.commands.options import Repo, Threads, numbers, reported, writable
+from export.commands.options import Repo, Threads, numbers, reported
 from service.repository.store import load_repository
+from training.files import check_writable
 
 if TYPE_CHECKING:
     from export.profile import PeerRow
@@ -46,8 +47,8 @@ def profile(
 
         others = _others(peers, peer or [], threads)
         known = _known(accuracy, figure, out)
-        writable(out)
-        writable(figure)
+        check_writable(out)
+        check_writable(figure)
         loaded = load_repository(repository, untrained=True)
         picture = timing_photo(photo) if photo or others else None
         content = profile_repository(loaded, numbers("--batches", batches), runs, threads, picture)

@@ -19,9 +19,9 @@ from export.commands.options import (
     manifest_of,
     reported,
     whole,
-    writable,
 )
 from service.repository.manifest import Accuracy, Name
+from training.files import check_writable
 
 
 def onnx(
@@ -167,7 +167,7 @@ def accuracy(
         sides = known_sides("--long-sides", long_sides, manifest)
         if report and 640 not in sides:
             raise ValueError("--report is of long side 640, which --long-sides leaves out")
-        writable(report)
+        check_writable(report)
         for file in (file for file in manifest.files if file.variant in wanted):
             path = whole(folder / file.path, file)
             for side in sides:

@@ -14,8 +14,8 @@ from tests.evaluation.test_fddb import write_fddb
 from tests.evaluation.test_official import write_mat
 from tests.evaluation.test_sources import constant_graph, write_split
 from training.__main__ import app
-from training.evaluation.output import check_writable
 from training.evaluation.sources import OnnxSource, open_sources
+from training.files import check_writable
 from training.models.device import chosen_device
 
 

@@ -13,8 +13,7 @@ from service.profiling import machine_name
 from service.repository.store import sha256_of
 from training.ablation.changes import BASE, Change, changes
 from training.ablation.table import Budget, Table, markdown
-from training.commands import told, whole_numbers
-from training.evaluation.sources import MAX_THREADS
+from training.commands import TorchThreads, Workers, told, whole_numbers
 from training.files import write_bytes, write_json
 
 # Kinds of photos in the data that this project was developed on; on other data, --without names the folders.
@@ -54,10 +53,8 @@ def ablate_command(
         list[str] | None, typer.Option(help="A kind of photos to leave out, as name=folder,folder; may be repeated.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    threads: Annotated[
-        int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads of the network; 0 leaves torch's default.")
-    ] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 1,
+    threads: TorchThreads = 0,
+    workers: Workers = 1,
     cache: Annotated[Path, typer.Option(help="Folder for decoded pictures.")] = Path(".cache/pictures"),
     list_rows: Annotated[bool, typer.Option("--list", help="List the rows and stop.")] = False,
 ) -> None:

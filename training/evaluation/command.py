@@ -11,16 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from service.engines.base import Detections
-from training.commands import told, validation_split
+from training.commands import MAX_THREADS, told, validation_split
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Named, Run, Source, read_split, run_source, upright_size
 from training.evaluation.official import read_subsets
-from training.evaluation.output import check_writable
 from training.evaluation.protocols import FLIP_HELP, PROTOCOL_HELP, InputProtocol, label, open_by_protocol
-from training.evaluation.sources import MAX_THREADS, SOURCE_HELP
+from training.evaluation.sources import SOURCE_HELP
 from training.evaluation.submission import SubmissionFolder, read_submission, whole_pixels
 from training.evaluation.wider import Report, evaluate
-from training.files import write_json
+from training.files import check_writable, write_json
 
 OFFICIAL_HELP = "Folder of WIDER's wider_{easy,medium,hard}_val.mat; adds those three, for val."
 SUBMISSION_HELP = (
@@ -56,8 +55,7 @@ def evaluate_command(
     which the WIDER protocol leaves out.
     """
     with told(lambda: stopped(submission)):
-        if out is not None:
-            check_writable(out)
+        check_writable(out)
         split = split or validation_split(data)
         photos, images = read_split(data, split, limit or None)
         subsets = read_subsets(official) if official is not None else {}
@@ -100,8 +98,7 @@ def score_submission_command(
     With --official alone, neither photos nor annotations in text are needed.
     """
     with told(lambda: "stopped"):
-        if out is not None:
-            check_writable(out)
+        check_writable(out)
         if data is None and official is None:
             raise ValueError("nothing to score against: give --data, --official, or both")
         subsets = read_subsets(official) if official is not None else {}

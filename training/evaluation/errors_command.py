@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from training.commands import told
+from training.commands import MAX_THREADS, told
 from training.data.cache import load_picture
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Pixels, Run, read_split, run_source, title_of
@@ -29,12 +29,11 @@ from training.evaluation.errors import (
     find_errors,
     find_suspects,
 )
-from training.evaluation.output import check_writable
 from training.evaluation.sheets import ANNOTATED, DETECTED, IGNORED, Layer, Tile, markdown_table
 from training.evaluation.sheets import write_sheets as write_pages
-from training.evaluation.sources import MAX_THREADS, SOURCE_HELP, open_sources
+from training.evaluation.sources import SOURCE_HELP, open_sources
 from training.evaluation.wider import SIZE_BUCKETS
-from training.files import write_bytes, write_json
+from training.files import check_writable, write_bytes, write_json
 
 GROUPS = {"by_folder": "folder", "by_size": "bucket", "by_position": "position"}
 

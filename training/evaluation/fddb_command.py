@@ -8,15 +8,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from training.commands import told
+from training.commands import MAX_THREADS, told
 from training.evaluation.command import SUBMISSION_HELP, median_ms, stopped, store_of, submission_folders
 from training.evaluation.detections import run_source
 from training.evaluation.ellipses import EllipseFit
 from training.evaluation.fddb import READ_AT, FddbCurves, evaluate_fddb, read_folds
-from training.evaluation.output import check_writable
 from training.evaluation.protocols import FLIP_HELP, PROTOCOL_HELP, InputProtocol, label, open_by_protocol
-from training.evaluation.sources import MAX_THREADS, SOURCE_HELP
-from training.files import write_json
+from training.evaluation.sources import SOURCE_HELP
+from training.files import check_writable, write_json
 
 HEADER = f"{'source':16} {'side':>5} {'regions':10} " + " ".join(
     f"{kind + '@' + str(count):>10}" for kind in ("disc", "cont") for count in READ_AT
@@ -43,8 +42,7 @@ def evaluate_fddb_command(
     since FDDB's faces are ellipses around the whole head.
     """
     with told(lambda: stopped(submission)):
-        if out is not None:
-            check_writable(out)
+        check_writable(out)
         photos, images = read_folds(data)
         if 0 < limit < len(photos):
             photos = [photos[int(index)] for index in np.linspace(0, len(photos) - 1, limit)]

@@ -29,7 +29,6 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth")
 # An exported graph takes its best 2000 candidates, so a picture must have as many: one to each 4 x 4 pixels.
 SMALLEST_SIDE = 192
 TENSORRT_SUFFIXES = (".engine", ".plan")
-MAX_THREADS = 1024  # beyond any machine; a library that is asked for a million works on them for minutes
 SERVICE_SCHEMES = ("http://", "https://")
 SOURCE_HELP = (
     "A checkpoint (.pt), an exported file (.onnx), a TensorRT engine (.engine, .plan), a model repository (all its "

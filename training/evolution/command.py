@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from training.commands import stop_on_sigterm, told
-from training.evaluation.sources import MAX_THREADS
+from training.commands import MAX_THREADS, stop_on_sigterm, told
 
 
 def evolve_command(

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from training.commands import told
+from training.commands import MAX_THREADS, told
 from training.evaluation.detections import Source, read_split
 from training.evaluation.official import read_subsets
 from training.evaluation.protocols import FLIP_HELP, PROTOCOL_HELP, InputProtocol, label, open_by_protocol
-from training.evaluation.sources import MAX_THREADS, SOURCE_HELP, open_sources
+from training.evaluation.sources import SOURCE_HELP, open_sources
 from training.figures import architecture, distribution, front, gains, pictures, precision, roc
 from training.figures.drawing import check_out, encode, new_figure, save
 from training.files import write_bytes, write_json

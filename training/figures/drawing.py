@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from training.evaluation.output import check_writable
-from training.files import write_bytes, write_json
+from training.files import check_writable, write_bytes, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from training.commands import told
-from training.evaluation.sources import MAX_THREADS
+from training.commands import TorchThreads, Workers, told
 from training.files import write_json
 
 RESULT = "result.json"
@@ -46,10 +45,8 @@ def generic_command(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights and of the order of pictures.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    threads: Annotated[
-        int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads of the network; 0 leaves torch's default.")
-    ] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
+    threads: TorchThreads = 0,
+    workers: Workers = 2,
 ) -> None:
     """Train a generic detector with FPN or AutoFAE as its neck, and measure COCO's AP (paper, Table 8).
 

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from service.profiling import machine_name
-from training.commands import stop_on_sigterm, told, whole_numbers
+from training.commands import TorchThreads, Workers, stop_on_sigterm, told, whole_numbers
 
 
 def search_command(
@@ -42,8 +42,8 @@ def search_command(
     start: Annotated[Path | None, typer.Option(help="Weights whose backbone is taken: a checkpoint or .onnx.")] = None,
     split: Annotated[str, typer.Option(help="Split to search on; it is divided 9:9:2.")] = "train",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of the network; 0 leaves torch's default.")] = 0,
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
+    threads: TorchThreads = 0,
+    workers: Workers = 0,
     cache: Annotated[Path, typer.Option(help="Folder for decoded pictures.")] = Path(".cache/pictures"),
 ) -> None:
     """Search an architecture, once a seed, and keep all and the best.

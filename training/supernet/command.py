@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from training.commands import stop_on_sigterm, told, whole_numbers
+from training.commands import TorchThreads, Workers, stop_on_sigterm, told, whole_numbers
 
 Data = Annotated[Path, typer.Option(help="Folder in WIDER Face's layout, or its short form.")]
 Cache = Annotated[Path, typer.Option(help="Folder for decoded pictures.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of the network; 0 leaves torch's default.")]
 
 
 def supernet_command(
@@ -35,8 +34,8 @@ def supernet_command(
         "train"
     ),
     device: Device = None,
-    threads: Threads = 0,
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = 1,
+    threads: TorchThreads = 0,
+    workers: Workers = 1,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     cache: Cache = Path(".cache/pictures"),
 ) -> None:

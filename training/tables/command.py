@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from service.profiling import machine_name
-from training.commands import stop_on_sigterm, told, validation_split, whole_numbers
+from training.commands import TorchThreads, Workers, stop_on_sigterm, told, validation_split, whole_numbers
 
 
 def table_command(
@@ -35,8 +35,8 @@ def table_command(
         str | None, typer.Option(help="Split to evaluate on. [dev, or val where the data has no dev]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of the network; 0 leaves torch's default.")] = 0,
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
+    threads: TorchThreads = 0,
+    workers: Workers = 0,
     cache: Annotated[Path, typer.Option(help="Folder for decoded pictures.")] = Path(".cache/pictures"),
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints of finished runs.")] = False,
     list_rows: Annotated[bool, typer.Option("--list", help="List the rows and stop.")] = False,
