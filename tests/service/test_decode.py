@@ -299,6 +299,11 @@ def test_flipped_bytes_never_raise_anything_else(data: st.DataObject, file_forma
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_what_waits_for_the_engine_keeps_no_decoder(file_format: str) -> None:
+    assert type(both(encoded(corners(), file_format))[1].picture) is Image.Image
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_profiles_stay_out_of_pictures_made_of_it(file_format: str) -> None:
     exif = Image.Exif()
     exif[0x010E] = "a title"
