@@ -142,9 +142,8 @@ def decode(data: bytes, header: ImageHeader, long_side: int | None = None) -> De
             if turn is not None:
                 picture = picture.transpose(turn)
             if picture is image:
-                picture = (
-                    image.copy()
-                )  # it may wait for the engine, and its decoder keeps the file and frames of its own
+                # It may wait for the engine, and a decoder keeps the file and frames of its own.
+                picture = image.copy()
             picture.info.clear()  # or profiles and comments would get into pictures that are made of it
     except MemoryError:
         raise TooLargeError(
