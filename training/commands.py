@@ -22,6 +22,7 @@ LOCK = "run.lock"
 MAX_THREADS = 1024  # beyond any machine; libraries start as many as they are told, and hang over a hundred thousand
 _PR_SET_PDEATHSIG = 1
 
+EngineThreads = Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")]
 TorchThreads = Annotated[
     int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads of the network; 0 leaves torch's default.")
 ]

@@ -27,7 +27,7 @@ from benchmarks.hardware import cpu_model, describe
 from service.engines.base import Detections, EngineError
 from service.repository.manifest import InputSize
 from service.repository.store import RepositoryError, load_repository
-from training.commands import MAX_THREADS, stop_on_sigterm, told, whole_numbers
+from training.commands import EngineThreads, stop_on_sigterm, told, whole_numbers
 from training.files import check_writable
 
 DATA = Path("../shared/data/faces")
@@ -143,7 +143,7 @@ def main(
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,2,4,8,16",
     size: Annotated[str, typer.Option(help="Input size, height x width.")] = "480x640",
     seconds: Annotated[float, typer.Option(min=0.0, help="Seconds for each row; five runs at least.")] = 5.0,
-    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")] = 0,
+    threads: EngineThreads = 0,
     data: Annotated[
         Path | None, typer.Option(help=f"Photos in WIDER Face's layout. [default: {DATA}, or the astronaut]")
     ] = None,

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.commands.options import LONG_SIDES, Data, Repo, Threads, alone, numbers, reported
+from export.commands.options import LONG_SIDES, Data, Repo, alone, numbers, reported
 from service.engines.base import EngineError
 from service.repository.manifest import MANIFEST_NAME
 from service.repository.store import RepositoryError, load_manifest
+from training.commands import EngineThreads
 
 if TYPE_CHECKING:
     from export.family import Job, Options
@@ -34,7 +35,7 @@ def export_all(
     limit: Annotated[int, typer.Option(min=0, help="Evenly spaced photos of it; 0 takes all.")] = 0,
     long_sides: Annotated[str, typer.Option(help="Long sides to measure.")] = LONG_SIDES,
     calibration: Annotated[int, typer.Option(min=1, help="Training photos that INT8 is calibrated on.")] = 160,
-    threads: Threads = 0,
+    threads: EngineThreads = 0,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also a variant that computes in float16, for GPUs.")] = False,
     data_note: Annotated[
         str, typer.Option(help="What they were trained on, for the card.")

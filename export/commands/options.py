@@ -14,12 +14,11 @@ import typer
 from service.engines.base import EngineError
 from service.repository.manifest import MANIFEST_NAME, Manifest, ModelFile
 from service.repository.store import RepositoryError, load_manifest, verify_file
-from training.commands import MAX_THREADS, told
+from training.commands import told
 
 Repo = Annotated[Path, typer.Option("--repository", help="Folder of the model repository.")]
 Data = Annotated[Path, typer.Option(help="Photos in WIDER Face's layout.")]
 Member = Annotated[str, typer.Argument(help="A member's name, such as d0.")]
-Threads = Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")]
 LONG_SIDES = "256,320,480,640,960"  # those of `export.member`, which loads onnx: too slow for --help
 AGAIN = "stopped; what is finished stays"
 

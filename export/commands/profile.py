@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from export.commands.options import Repo, Threads, numbers, reported
+from export.commands.options import Repo, numbers, reported
 from service.repository.store import load_repository
+from training.commands import EngineThreads
 from training.files import check_writable
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def profile(
     out: Annotated[Path, typer.Option(help="JSON file.")] = Path("benchmarks/results/profile.json"),
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1",
     runs: Annotated[int, typer.Option(min=1, help="Runs per case.")] = 20,
-    threads: Threads = 0,
+    threads: EngineThreads = 0,
     peers: Annotated[
         Path | None, typer.Option(help="Also time other detectors: those in this folder, OpenCV's Haar and MTCNN.")
     ] = None,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from service.engines.base import Detections
-from training.commands import MAX_THREADS, told, validation_split
+from training.commands import EngineThreads, told, validation_split
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Named, Run, Source, read_split, run_source, upright_size
 from training.evaluation.official import read_subsets
@@ -44,7 +44,7 @@ def evaluate_command(
     official: Annotated[Path | None, typer.Option(help=OFFICIAL_HELP)] = None,
     submission: Annotated[Path | None, typer.Option(help=SUBMISSION_HELP)] = None,
     limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced photos; 0 takes all.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")] = 0,
+    threads: EngineThreads = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for a checkpoint.")] = None,
 ) -> None:
     """Measure AP.50 and AP[.50:.95] by the WIDER protocol, by face size too.

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from training.commands import MAX_THREADS, told
+from training.commands import EngineThreads, told
 from training.data.cache import load_picture
 from training.data.wider import PhotoAnnotation
 from training.evaluation.detections import Pixels, Run, read_split, run_source, title_of
@@ -77,7 +77,7 @@ def errors_command(
     score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Detections under this score are not made.")] = 0.4,
     limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced photos; 0 takes all.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Tiles of each kind, 48 on a page.")] = 60,
-    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")] = 0,
+    threads: EngineThreads = 0,
 ) -> None:
     """Show what a detector gets wrong: missed faces, false positives, loose boxes, and labels that look wrong.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from training.commands import MAX_THREADS, told
+from training.commands import EngineThreads, told
 from training.evaluation.command import SUBMISSION_HELP, median_ms, stopped, store_of, submission_folders
 from training.evaluation.detections import run_source
 from training.evaluation.ellipses import EllipseFit
@@ -33,7 +33,7 @@ def evaluate_fddb_command(
     out: Annotated[Path | None, typer.Option(help="Write scores and curves to this JSON file.")] = None,
     submission: Annotated[Path | None, typer.Option(help=SUBMISSION_HELP)] = None,
     limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced photos; 0 takes all.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")] = 0,
+    threads: EngineThreads = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for a checkpoint.")] = None,
 ) -> None:
     """Measure FDDB's true-positive rates, discrete and continuous, at 1000 and 2000 false positives.

@@ -67,13 +67,12 @@ def evolve_command(
     from training.evolution.genetic import EvolutionConfig
     from training.evolution.latency import Setup, target_named
     from training.evolution.run import MODES, Run, RunOptions
-    from training.models.device import chosen_device
 
     torch.set_flush_denormal(True)
     stop_on_sigterm()
     with (
         told(lambda: f"stopped; run the same command again to go on from {out}"),
-        join(str(chosen_device(device))) as world,
+        join(device) as world,
     ):
         if latency not in MODES:
             raise ValueError(f"no latency {latency!r}; there are {', '.join(MODES)}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from training.commands import MAX_THREADS, told
+from training.commands import EngineThreads, told
 from training.evaluation.detections import Source, read_split
 from training.evaluation.official import read_subsets
 from training.evaluation.protocols import FLIP_HELP, PROTOCOL_HELP, InputProtocol, label, open_by_protocol
@@ -23,7 +23,6 @@ figure_app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option(help="PNG file; its numbers go into the JSON file of the same name.")]
-Threads = Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="CPU threads; 0 takes all cores.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda, for a checkpoint.")]
 
 
@@ -91,7 +90,7 @@ def precision_recall_command(
         Path | None, typer.Option(help="Folder of WIDER's wider_{easy,medium,hard}_val.mat: a panel each, for val.")
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced photos; 0 takes all.")] = 0,
-    threads: Threads = 0,
+    threads: EngineThreads = 0,
     device: Device = None,
     fresh: Annotated[bool, typer.Option(help="Measure anew what the JSON beside the picture has.")] = False,
 ) -> None:
@@ -145,7 +144,7 @@ def boxes_command(
     columns: Annotated[int, typer.Option(min=1, max=12, help="Pictures in a row.")] = 4,
     limit: Annotated[int, typer.Option(min=0, help="Take that many evenly spaced pictures; 0 takes all.")] = 24,
     long_side: Annotated[int, typer.Option(min=1, help="Long side that pictures are resized to, pixels.")] = 640,
-    threads: Threads = 0,
+    threads: EngineThreads = 0,
     device: Device = None,
 ) -> None:
     """Figure 8: pictures with the boxes found in them, red above a confidence of 0.8."""
