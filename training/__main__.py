@@ -72,6 +72,10 @@ def train(
     genotype: GenotypeFile = None,
     family: FamilyFile = None,
     epochs: Annotated[float | None, typer.Option(help="Overrides the recipe's length; may change on resume.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="End after that time in steps, schedule included, instead of after epochs."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops and augmentation.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     threads: TorchThreads = 0,
@@ -81,6 +85,9 @@ def train(
     ),
     init: Annotated[
         Path | None, typer.Option(help="Start from a checkpoint, or from a member's exported .onnx.")
+    ] = None,
+    grow: Annotated[
+        Path | None, typer.Option(help="Start from a smaller member, made larger: a checkpoint, or an exported .onnx.")
     ] = None,
     imagenet: Annotated[Path | None, typer.Option(help="torchvision ImageNet weights of the backbone, a file.")] = None,
     teacher: Annotated[
@@ -121,6 +128,8 @@ def train(
         raise _fail(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
     if crops not in CROPS:
         raise _fail(f"no way to cut crops {crops!r}; there are {', '.join(CROPS)}")
+    if init and grow:
+        raise _fail("--init and --grow both say what to start from; give one of them")
     with told(lambda: "stopped before the run began"):
         model = member_config(member, neck, genotype, family)
     config = dataclasses.replace(RECIPES[recipe](), model=model, seed=seed)
@@ -133,7 +142,17 @@ def train(
         torch.set_num_threads(threads)
     stop_on_sigterm()
     options = RunOptions(
-        out, workers, save_every, validate_every, compile, init, imagenet, device_crops=CROPS[crops], teacher=teacher
+        out,
+        workers,
+        save_every,
+        validate_every,
+        minutes,
+        compile,
+        init,
+        grow,
+        imagenet,
+        device_crops=CROPS[crops],
+        teacher=teacher,
     )
     with (
         told(lambda: f"stopped; run the same command again to go on from {out / 'last.pt'}"),
@@ -145,8 +164,10 @@ def train(
         judged = dev_split or validation_split(data)
         photos = load_training_set(data, split, cache, config.data)
         if world.main:
-            steps = steps_for(config, len(photos), world.size)
-            typer.echo(f"{config.recipe} {member}: {len(photos)} photos, {steps} steps")
+            length = (
+                f"{steps_for(config, len(photos), world.size)} steps" if minutes is None else f"{minutes:g} minutes"
+            )
+            typer.echo(f"{config.recipe} {member}: {len(photos)} photos, {length}")
         done = run(
             config, photos, options, world,
             lambda model: score_split(model, data, judged, long_side, validate_on or None),

@@ -108,6 +108,15 @@ def asfd() -> TrainConfig:
     )
 
 
+def asfd_further() -> TrainConfig:
+    """`asfd` going on from trained weights (`--init`, `--grow`), mostly by the clock (`--minutes`): the rate falls from
+    the start."""
+    base = asfd()
+    return replace(
+        base, recipe="asfd-further", optim=replace(base.optim, lr=1.0e-3, warmup_steps=200, decay=1.0, ema=0.998)
+    )
+
+
 def asfd_cpu() -> TrainConfig:
     """`asfd` for two CPU cores, going on from trained weights (`--init`): a rate that falls to zero from the start."""
     base = asfd()
@@ -139,6 +148,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "scratch-cpu": scratch_cpu,
     "scratch-cpu-large": scratch_cpu_large,
     "asfd": asfd,
+    "asfd-further": asfd_further,
     "asfd-cpu": asfd_cpu,
     "asfd-cpu-long": asfd_cpu_long,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from training.data.dataset import CropDataset, DataConfig, SampleKey, collate, l
 from training.engine import checkpoint
 from training.engine.distributed import World
 from training.engine.distributed import world as join
-from training.engine.loop import RunOptions, train
+from training.engine.loop import Progress, RunOptions, steps_by, train
 from training.engine.optim import Ema, for_ranks, learning_rate
 from training.engine.validate import score_split
 from training.models import Detector, DetectorConfig
@@ -151,6 +153,40 @@ def test_a_resumed_run_ends_in_the_same_state_bit_for_bit(photos: CropDataset, t
         assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
     moments = [s["optimizer"]["state"] for s in (one, two)]
     assert all(torch.equal(moments[0][k]["exp_avg"], moments[1][k]["exp_avg"]) for k in moments[0])
+
+
+def test_the_length_of_a_run_by_the_clock_follows_its_speed() -> None:
+    assert steps_by(2.0, Progress(step=30, seconds=60.0)) == 60
+    assert steps_by(2.0, Progress(step=90, seconds=121.0)) < 90
+    assert steps_by(2.0, Progress()) > 10**9
+
+
+def test_a_run_by_the_clock_ends_then_with_its_schedule(
+    photos: CropDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock by which each step takes six seconds; it is stopped in between, and goes on."""
+    clock = itertools.count(6, 6)
+    monkeypatch.setattr("training.engine.loop.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    optim = OptimConfig(name="adamw", lr=1.0e-3, warmup_steps=0, schedule="wsd", decay=1.0)
+    settings = dataclasses.replace(config(100), optim=optim)
+
+    def interrupt(_model: Detector) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    options = RunOptions(tmp_path, workers=0, minutes=0.8)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, photos, dataclasses.replace(options, validate_every=3), WORLD, interrupt)
+    assert checkpoint.load(tmp_path / "last.pt")["progress"]["seconds"] == 18
+    done = train(settings, photos, options, WORLD, no_validation)
+    assert (done.step, done.seconds) == (8, 48)
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert state["steps"] == 8
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(1e-3 / 8)  # of the last step
+
+
+def test_a_run_by_the_clock_has_one_process(photos: CropDataset, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has one process"):
+        train(config(1), photos, RunOptions(tmp_path, minutes=1.0), World(0, 2, torch.device("cpu")), no_validation)
 
 
 def test_an_interrupt_saves_first(photos: CropDataset, tmp_path: Path) -> None:

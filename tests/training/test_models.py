@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from training.family import count, member_config
-from training.models import DetectorConfig, Output, build_detector
+from training.models import DetectorConfig, Output, build_detector, matching
 from training.models.anchors import AnchorConfig, pyramid_anchors
 from training.models.backbone import ResNetPyramid
 from training.models.boxes import decode, encode, pairwise_iou
 from training.models.losses import LossConfig, Targets, detection_loss
-from training.models.matching import IGNORED, NEGATIVE, MatchConfig, match
+from training.models.matching import IGNORED, NEGATIVE, MatchConfig, match, match_batch
 from training.models.postprocess import PostprocessConfig, postprocess
 
 CPU = torch.device("cpu")
@@ -72,6 +72,29 @@ def test_anchors_in_ignore_regions_are_left_out_unless_matched() -> None:
     anchors = boxes((0, 0, 10, 10), (100, 100, 110, 110), (200, 200, 210, 210))
     result = match(anchors, boxes((0, 0, 10, 10)), boxes((0, 0, 150, 150)), MatchConfig())
     assert result.tolist() == [0, IGNORED, NEGATIVE]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_pictures_are_matched_together_as_each_alone(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Pictures with many faces, few and none, some with ignore regions, one face twice."""
+    monkeypatch.setattr(matching, "_at_once", lambda _anchors, _faces: at_once)
+    monkeypatch.setattr(matching, "_WORK", 3000)  # so that regions are taken in several parts
+    anchors = pyramid_anchors([(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], AnchorConfig(), CPU)
+    generator = torch.Generator().manual_seed(0)
+
+    def some(count: int) -> torch.Tensor:
+        corners = torch.rand(count, 2, generator=generator) * 50
+        return torch.cat((corners, corners + 4 + torch.rand(count, 2, generator=generator) * 30), dim=1)
+
+    faces = [some(count) for count in (0, 7, 1, 0, 0, 12, 2)]
+    faces[1] = torch.cat((faces[1], faces[1][:1]))
+    ignored = [some(count) for count in (3, 0, 0, 0, 5, 20, 0)]
+    for best in (1, 3):
+        config = MatchConfig(best=best)
+        together = match_batch(anchors, faces, ignored, config)
+        alone = [match(anchors, *pair, config) for pair in zip(faces, ignored, strict=True)]
+        assert torch.equal(together, torch.stack(alone))
+        assert {int(value) for value in together.unique()} >= {IGNORED, NEGATIVE, 0, 11}
 
 
 def test_a_face_that_overlaps_no_anchor_takes_none() -> None:

@@ -24,6 +24,7 @@ from training.data.photometric import augment
 from training.data.rotation import rotate
 from training.engine import checkpoint
 from training.engine.distributed import World
+from training.engine.growth import grow_from
 from training.engine.optim import Ema, build_optimizer, for_ranks, learning_rate
 from training.engine.precision import autocast
 from training.engine.teacher import load_teacher
@@ -35,12 +36,13 @@ from training.models.losses import Losses, Targets, detection_loss
 
 LAST, BEST = "last.pt", "best.pt"
 _TOLERATED_OVERFLOWS = 5
+_ENDLESS = 1 << 31  # steps of a run that ends by the clock
 Validate = Callable[[Detector], dict[str, float]]
 
 
 @dataclass
 class Progress:
-    """What a run has done so far. seconds: time spent in steps, over all starts."""
+    """What a run has done so far. seconds: time spent in steps and in waiting for their data, over all starts."""
 
     step: int = 0
     images: int = 0
@@ -52,7 +54,10 @@ class Progress:
 class RunOptions:
     """out: the run's folder; workers: loader processes; save_every and validate_every in steps (0: only at the end).
 
+    minutes: the run, its schedule included, ends after so many of them, however many steps that makes; None: after the
+    recipe's epochs.
     init: a checkpoint or exported file to start from, of which `keep` is taken (see `warm_start.start_from`).
+    grow: the same of a smaller member, which is made larger (see `growth.grow_from`).
     device_crops: cut crops on the device instead of in loader processes; None: on a GPU that has room for the pictures.
     teacher: of a run whose config has `distill`, a checkpoint or a member's exported file.
     """
@@ -61,8 +66,10 @@ class RunOptions:
     workers: int = 1
     save_every: int = 200
     validate_every: int = 0
+    minutes: float | None = None
     compile: bool = False
     init: Path | None = None
+    grow: Path | None = None
     imagenet: Path | None = None
     keep: Keep = "all"
     device_crops: bool | None = None
@@ -72,6 +79,11 @@ class RunOptions:
 def steps_for(config: TrainConfig, photos: int, ranks: int) -> int:
     """Number of steps that show `photos` pictures `epochs` times."""
     return max(1, round(config.epochs * photos / config.images_a_step(ranks)))
+
+
+def steps_by(minutes: float, progress: Progress) -> int:
+    """How many steps a run has in all that ends after so many minutes, at the speed that it had so far."""
+    return round(progress.step * minutes * 60 / progress.seconds) if progress.seconds else _ENDLESS
 
 
 def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: World, validate: Validate) -> Progress:
@@ -91,6 +103,8 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
         checkpoint.remove_partials(options.out)
     if options.init and not last.is_file():
         stages = start_from(options.init, model, config.model, some_crops(config, data, device), options.keep)
+    if options.grow and not last.is_file():
+        stages = grow_from(options.grow, model, config.model, some_crops(config, data, device))
     if config.distill:
         stages = [*stages, stage(f"teacher {config.distill.teacher}", 0, 0.0)]
     optim = for_ranks(config, world.size)
@@ -102,7 +116,12 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
         progress, stages = _restore(content, model, optimizer, ema), content.get("stages", [])
     if world.main:
         write_json(options.out / "config.json", checkpoint.as_plain(config))
-    steps = steps_for(config, len(data), world.size)
+    if options.minutes is None:
+        steps = stop = steps_for(config, len(data), world.size)
+    elif world.size > 1:
+        raise ValueError("a run by the clock (--minutes) has one process: several would not agree on its last step")
+    else:
+        steps, stop = steps_by(options.minutes, progress), _ENDLESS
     network = parallel(model, world)
     if options.compile:
         network.compile(dynamic=False)
@@ -130,11 +149,15 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
             with (options.out / "dev.jsonl").open("a") as log:
                 log.write(json.dumps({"step": progress.step, "images": progress.images, **scores}) + "\n")
 
-    lost = 0
+    lost, since = 0, 0.0
     bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not world.main, mininterval=2.0)
     try:
-        for images, targets in batches(config, data, options, world, progress.step, steps):
-            began = time.monotonic()
+        for images, targets in batches(config, data, options, world, progress.step, stop):
+            since = since or time.monotonic()  # what is done before the first batch is no part of the speed
+            if options.minutes is not None:
+                bar.total = steps = steps_by(options.minutes, progress)
+                if progress.step >= steps:
+                    break
             rate = learning_rate(progress.step, steps, optim)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -143,7 +166,8 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
             ema.update(model)
             progress.step += 1
             progress.images += len(images) * world.size
-            progress.seconds += time.monotonic() - began
+            now = time.monotonic()
+            progress.seconds, since = progress.seconds + now - since, now
             if writer and progress.step % 10 == 0:
                 values = {name: float(value) for name, value in terms.items()}
                 lost = 0 if math.isfinite(values["grad"]) else lost + 1
@@ -161,6 +185,7 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
                 store(LAST)
             if options.validate_every and progress.step % options.validate_every == 0:
                 check()
+                since = time.monotonic()
     except KeyboardInterrupt:
         store(LAST)
         raise

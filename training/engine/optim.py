@@ -57,12 +57,16 @@ class Ema:
     def update(self, model: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        mine: list[Tensor] = []
+        theirs: list[Tensor] = []
         for key, value in model.state_dict().items():
-            mine = self.state[key]
-            if mine.is_floating_point():
-                mine.lerp_(value.detach(), 1 - decay)
+            if value.is_floating_point():
+                mine.append(self.state[key])
+                theirs.append(value)
             else:
-                mine.copy_(value)
+                self.state[key].copy_(value)
+        # All in a few kernels: a GPU takes longer to be asked for each tensor than to average it.
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
         self.updates = updates

@@ -40,7 +40,7 @@ def load_teacher(path: Path, student: DetectorConfig) -> Detector:
     the file holds no such detector, or one whose anchors are not the student's.
     """
     if path.suffix == ".onnx":
-        detector = build_detector(_exported_config(path))
+        detector = build_detector(exported_config(path))
         # In eval mode the norms compute the same whatever they were measured on, so that noise does.
         noise = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
         load_exported(detector, path, [noise])
@@ -53,7 +53,7 @@ def load_teacher(path: Path, student: DetectorConfig) -> Detector:
     return detector.eval().requires_grad_(False)
 
 
-def _exported_config(path: Path) -> DetectorConfig:
+def exported_config(path: Path) -> DetectorConfig:
     """The architecture that a manifest tells of. Raises ValueError where it tells of fresh weights."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there")
@@ -61,10 +61,10 @@ def _exported_config(path: Path) -> DetectorConfig:
         manifest = load_manifest(path.parent / MANIFEST_NAME)
     except RepositoryError as error:
         raise ValueError(
-            f"{path} needs the manifest of its member beside it, to be read as a teacher: {error}"
+            f"{path} needs the manifest of its member beside it, which tells what it holds: {error}"
         ) from None
     if not manifest.trained:
-        raise ValueError(f"{path} holds fresh weights, which have nothing to teach")
+        raise ValueError(f"{path} holds fresh weights, which have learnt nothing")
     made = manifest.architecture
     options = NeckOptions(
         genotype=json.dumps(made.genotype) if made.genotype else "",

@@ -52,12 +52,10 @@ def start_from(
         plain = config if keep == "all" else _exported_config(path, config, keep)
         source = build_detector(plain).to(next(model.parameters()).device)
         load_exported(source, path, pictures)
-        past = _stages_of_member(path)
+        past = stages_of_member(path)
     else:
         source, content = checkpoint.load_detector(path)
-        done = content.get("progress", {})
-        name = content["config"].get("recipe", "unknown")
-        past = [*content.get("stages", []), stage(name, done.get("images", 0), done.get("seconds", 0.0))]
+        past = stages_of_checkpoint(content)
     parts = {"all": ("",), "body": ("backbone.", "neck."), "backbone": ("backbone.",)}[keep]
     state = {k: v for k, v in source.state_dict().items() if k.startswith(parts)}
     wanted = {k for k in model.state_dict() if k.startswith(parts)}
@@ -89,7 +87,14 @@ def stage(recipe: str, images: int, seconds: float) -> dict[str, Any]:
     return {"recipe": recipe, "images": images, "seconds": seconds}
 
 
-def _stages_of_member(path: Path) -> list[dict[str, Any]]:
+def stages_of_checkpoint(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stages that a run began with, and the run itself as the last."""
+    done = content.get("progress", {})
+    name = content["config"].get("recipe", "unknown")
+    return [*content.get("stages", []), stage(name, done.get("images", 0), done.get("seconds", 0.0))]
+
+
+def stages_of_member(path: Path) -> list[dict[str, Any]]:
     """What the manifest beside an exported file tells of its training; an unknown stage where none can be read."""
     try:
         made = load_manifest(path.parent / MANIFEST_NAME).provenance
@@ -117,7 +122,7 @@ def load_exported(detector: Detector, path: Path, pictures: Iterable[Tensor] | N
             scales = _assign(calls, folded)
             if pictures is not None:
                 _lengthen(scales, calls)
-                _calibrate(detector, scales, pictures)
+                calibrate(detector, scales, pictures)
     finally:
         detector.train(was_training)
 
@@ -248,10 +253,13 @@ def _set_norm(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, scale: Tenso
     norm.bias.copy_(shift + scale * mean)
 
 
-def _calibrate(
+def calibrate(
     detector: Detector, scales: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]], pictures: Iterable[Tensor]
 ) -> None:
-    """Measure what flows into each norm, then give the norm those statistics without changing what it computes."""
+    """Measure what flows into each norm, then give it those statistics while it computes `scale * x + shift`.
+
+    The detector is in eval mode, and its norms compute that already.
+    """
     sums: dict[nn.Module, tuple[float, Tensor, Tensor]] = {}
 
     def seen(module: nn.Module, args: tuple[Tensor, ...]) -> None:

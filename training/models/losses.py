@@ -15,7 +15,7 @@ from torchvision.ops import distance_box_iou_loss, generalized_box_iou_loss, sig
 from training.models.assignment import Prediction, assign
 from training.models.boxes import decode, encode, paired_iou
 from training.models.detector import Output
-from training.models.matching import IGNORED, MatchConfig
+from training.models.matching import IGNORED, MatchConfig, match_batch
 
 _VARIFOCAL_ALPHA = 0.75
 
@@ -82,6 +82,8 @@ def detection_loss(output: Output, targets: Sequence[Targets], config: LossConfi
 @torch.no_grad()
 def _assign_all(output: Output, targets: Sequence[Targets], config: MatchConfig) -> Tensor:
     """Each picture's assignment: int64 [N, A]."""
+    if config.kind == "iou":
+        return match_batch(output.anchors, [t.faces for t in targets], [t.ignored for t in targets], config)
     rows = []
     for k, one in enumerate(targets):
         prediction = None
