@@ -25,6 +25,7 @@ from tqdm import tqdm
 from training.config import CropSize, TrainConfig
 from training.data.cache import PictureCache, load_picture
 from training.data.dataset import CropDataset, list_photos, load_training_set
+from training.engine.cpu import prepare_cpu
 from training.engine.distributed import World, world
 from training.engine.loop import RunOptions, batches, on_device, parallel, train_step
 from training.engine.optim import Ema, build_optimizer
@@ -295,9 +296,7 @@ def peak_gib(device: torch.device) -> float | None:
 def main(task_file: str, result_file: str) -> int:
     """Measure the task; the result is a `Speed`, or {"error": a sentence}."""
     task = Task.model_validate_json(Path(task_file).read_text(encoding="utf-8"))
-    torch.set_flush_denormal(True)
-    if task.case.threads:
-        torch.set_num_threads(task.case.threads)
+    prepare_cpu(task.case.threads)
     try:
         with world(task.device) as place:
             speed = measure(task, place)

@@ -113,9 +113,8 @@ def train(
     Several CPU cores:  torchrun --nproc-per-node 2 -m training train --out runs/d0 --threads 1
     """
     end_with_parent()
-    import torch
-
     from training.data.dataset import load_training_set
+    from training.engine.cpu import prepare_cpu
     from training.engine.distributed import world as join
     from training.engine.loop import RunOptions, steps_for
     from training.engine.loop import train as run
@@ -135,11 +134,7 @@ def train(
     config = dataclasses.replace(RECIPES[recipe](), model=model, seed=seed)
     if epochs is not None:
         config = dataclasses.replace(config, epochs=epochs)
-    # Adam's moments of channels without gradient decay into denormals, which made steps 15 times slower on a CPU.
-    # Before any thread is started, since threads inherit the mode.
-    torch.set_flush_denormal(True)
-    if threads:
-        torch.set_num_threads(threads)
+    prepare_cpu(threads)
     stop_on_sigterm()
     options = RunOptions(
         out,

@@ -6,12 +6,11 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from training.ablation.changes import BASE, Change
 from training.ablation.table import Budget, Result
 from training.config import CropSize, TrainConfig
 from training.data.dataset import CropDataset
+from training.engine.cpu import prepare_cpu
 from training.engine.distributed import world as join
 from training.engine.loop import RunOptions, train
 from training.engine.precision import autocast
@@ -79,9 +78,7 @@ def run(change: Change, seed: int, photos: CropDataset, budget: Budget, place: P
     teacher = place.teacher if change.taught else None
     if teacher:
         config = taught_by(config, teacher)
-    torch.set_flush_denormal(True)
-    if place.threads:
-        torch.set_num_threads(place.threads)
+    prepare_cpu(place.threads)
     scores: dict[str, float] = {}
 
     def validate(model: Detector) -> dict[str, float]:

@@ -61,14 +61,13 @@ def evolve_command(
 
     Several processes evaluate at once: torchrun --nproc-per-node 4 -m training evolve ...
     """
-    import torch
-
+    from training.engine.cpu import prepare_cpu
     from training.engine.distributed import world as join
     from training.evolution.genetic import EvolutionConfig
     from training.evolution.latency import Setup, target_named
     from training.evolution.run import MODES, Run, RunOptions
 
-    torch.set_flush_denormal(True)
+    prepare_cpu()
     stop_on_sigterm()
     with (
         told(lambda: f"stopped; run the same command again to go on from {out}"),

@@ -74,6 +74,7 @@ def run_cell(
     import torch
 
     from service.profiling import machine_name
+    from training.engine.cpu import prepare_cpu
     from training.generic.data import CocoDataset, read_annotations
     from training.generic.detectors import DETECTORS
     from training.generic.train import Place, RunSettings, evaluate, train
@@ -106,9 +107,7 @@ def run_cell(
     if find_spec("pycocotools") is None:
         raise ValueError("COCO's AP needs pycocotools, which is not installed: pip install pycocotools")
     chosen = chosen_device(device)
-    torch.set_flush_denormal(True)
-    if threads:
-        torch.set_num_threads(threads)
+    prepare_cpu(threads)
     place = Place(out, chosen, workers, imagenet)
     learned, held = read_annotations(train_json), read_annotations(val_json)
     if learned.categories != held.categories:

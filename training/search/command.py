@@ -57,6 +57,7 @@ def search_command(
     import torch
 
     from training.data.dataset import load_training_set
+    from training.engine.cpu import prepare_cpu
     from training.engine.distributed import world as join
     from training.models.genotype import Position, describe, save_genotype
     from training.search.config import BUDGETS
@@ -66,9 +67,7 @@ def search_command(
     from training.search.space import Evaluate
     from training.search.spaces import SPACES
 
-    torch.set_flush_denormal(True)
-    if threads:
-        torch.set_num_threads(threads)
+    prepare_cpu(threads)
     stop_on_sigterm()
     with told(lambda: f"stopped; run the same command again to go on from {out}"), join(device) as world:
         for value, known, what in (

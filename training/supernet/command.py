@@ -48,18 +48,15 @@ def supernet_command(
     Several machines:   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400
     -m training supernet ...  on each
     """
-    import torch
-
     from training.data.dataset import load_training_set
+    from training.engine.cpu import prepare_cpu
     from training.engine.distributed import world as join
     from training.models.genotype import load_genotype
     from training.supernet.config import BUDGETS, SupernetConfig
     from training.supernet.loop import LAST, SupernetOptions, SupernetTraining
     from training.supernet.path import PathSpace, backbone_name
 
-    torch.set_flush_denormal(True)
-    if threads:
-        torch.set_num_threads(threads)
+    prepare_cpu(threads)
     stop_on_sigterm()
     with told(lambda: f"stopped; run the same command again to go on from {out / LAST}"), join(device) as world:
         if budget not in BUDGETS:

@@ -50,6 +50,7 @@ def table_command(
     import torch
 
     from training.engine.checkpoint import fingerprint
+    from training.engine.cpu import prepare_cpu
     from training.engine.distributed import world as join
     from training.evaluation.detections import read_split
     from training.files import write_json
@@ -59,9 +60,7 @@ def table_command(
     from training.tables.rows import table_spec
     from training.tables.run import Place, folder_of, run, slug
 
-    torch.set_flush_denormal(True)
-    if threads:
-        torch.set_num_threads(threads)
+    prepare_cpu(threads)
     stop_on_sigterm()
     with told(lambda: "stopped; the same command goes on with the runs that are not done"):
         if budget not in BUDGETS:
