@@ -42,7 +42,7 @@ Validate = Callable[[Detector], dict[str, float]]
 
 @dataclass
 class Progress:
-    """What a run has done so far. seconds: time spent in steps and in waiting for their data, over all starts."""
+    """What a run has done so far. seconds: spent in steps, waiting for their data and saving, over all starts."""
 
     step: int = 0
     images: int = 0
