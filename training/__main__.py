@@ -127,6 +127,8 @@ def train(
         raise _fail(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
     if crops not in CROPS:
         raise _fail(f"no way to cut crops {crops!r}; there are {', '.join(CROPS)}")
+    if minutes is not None and epochs is not None:
+        raise _fail("--epochs and --minutes both say when to end; give one of them")
     if init and grow:
         raise _fail("--init and --grow both say what to start from; give one of them")
     with told(lambda: "stopped before the run began"):
@@ -137,18 +139,9 @@ def train(
     prepare_cpu(threads)
     stop_on_sigterm()
     options = RunOptions(
-        out,
-        workers,
-        save_every,
-        validate_every,
-        minutes,
-        compile,
-        init,
-        grow,
-        imagenet,
-        device_crops=CROPS[crops],
-        teacher=teacher,
-    )
+        out, workers, save_every, validate_every, compile=compile, minutes=minutes, init=init, grow=grow,
+        imagenet=imagenet, device_crops=CROPS[crops], teacher=teacher,
+    )  # fmt: skip
     with (
         told(lambda: f"stopped; run the same command again to go on from {out / 'last.pt'}"),
         join(device) as world,
@@ -159,9 +152,8 @@ def train(
         judged = dev_split or validation_split(data)
         photos = load_training_set(data, split, cache, config.data)
         if world.main:
-            length = (
-                f"{steps_for(config, len(photos), world.size)} steps" if minutes is None else f"{minutes:g} minutes"
-            )
+            steps = steps_for(config, len(photos), world.size)
+            length = f"{steps} steps" if minutes is None else f"{minutes:g} minutes"
             typer.echo(f"{config.recipe} {member}: {len(photos)} photos, {length}")
         done = run(
             config, photos, options, world,

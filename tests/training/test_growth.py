@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from export.member import save_onnx
 from export.onnx_graph import export_onnx
 from service.repository.manifest import Thresholds
-from tests.training.test_warm_start import pictures, shaken
+from tests.training.test_warm_start import assert_same_answers, pictures, shaken
 from training.__main__ import app
 from training.config import OptimConfig, TrainConfig
 from training.engine import checkpoint
@@ -48,11 +48,7 @@ def test_it_computes_what_the_smaller_does(tmp_path: Path, larger: dict[str, obj
     stages = grow_from(saved(tmp_path / "small.pt", small), large, config, pictures())
     assert stages == [{"recipe": "r", "images": 7, "seconds": 3.0}]
     assert large.training
-    x = torch.randn(2, 3, 160, 96)
-    with torch.no_grad():
-        one, two = small(x), large.eval()(x)
-    torch.testing.assert_close(two.logits, one.logits, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(two.deltas, one.deltas, rtol=1e-3, atol=1e-3)
+    assert_same_answers(small, large)
 
 
 def test_new_channels_learn(tmp_path: Path) -> None:
@@ -105,10 +101,7 @@ def test_d1_begins_as_the_shipped_d0() -> None:
     stages = grow_from(path, large, config, pictures())
     assert sum(stage["images"] for stage in stages) > 0
     load_exported(small, path, None)
-    x = torch.randn(1, 3, 160, 96)
-    with torch.no_grad():
-        one, two = small.eval()(x), large.eval()(x)
-    torch.testing.assert_close(two.logits, one.logits, rtol=1e-3, atol=1e-3)
+    assert_same_answers(small, large)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +121,14 @@ def test_what_cannot_be_grown_is_said(tmp_path: Path, config: DetectorConfig, wo
         grow_from(path, build_detector(config), config, pictures())
 
 
-def test_a_run_starts_from_one_file() -> None:
-    done = CliRunner().invoke(app, ["train", "--init", "a.pt", "--grow", "b.pt"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--init a.pt --grow b.pt", "--init and --grow both say what to start from"),
+        ("--epochs 2 --minutes 3", "--epochs and --minutes both say when to end"),
+    ],
+)
+def test_a_run_has_one_start_and_one_end(options: str, words: str) -> None:
+    done = CliRunner().invoke(app, ["train", *options.split()])
     assert done.exit_code == 2
-    assert "--init and --grow both say what to start from" in done.output
+    assert words in done.output

@@ -13,7 +13,7 @@ from training.models.anchors import AnchorConfig, pyramid_anchors
 from training.models.backbone import ResNetPyramid
 from training.models.boxes import decode, encode, pairwise_iou
 from training.models.losses import LossConfig, Targets, detection_loss
-from training.models.matching import IGNORED, NEGATIVE, MatchConfig, match, match_batch
+from training.models.matching import IGNORED, NEGATIVE, MatchConfig, match_batch
 from training.models.postprocess import PostprocessConfig, postprocess
 
 CPU = torch.device("cpu")
@@ -21,6 +21,11 @@ CPU = torch.device("cpu")
 
 def boxes(*rows: tuple[float, float, float, float]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+
+
+def match(anchors: torch.Tensor, faces: torch.Tensor, ignored: torch.Tensor, config: MatchConfig) -> torch.Tensor:
+    """Of one picture."""
+    return match_batch(anchors, [faces], [ignored], config)[0]
 
 
 def test_anchors_have_the_area_and_ratio_of_the_paper() -> None:

@@ -58,15 +58,20 @@ def pictures() -> list[torch.Tensor]:
     return [torch.randn(6, 3, 64, 64) for _ in range(2)]
 
 
+def assert_same_answers(one: Detector, two: Detector) -> None:
+    """In eval mode, on a picture of its own."""
+    x = torch.randn(2, 3, 160, 96)
+    with torch.no_grad():
+        wanted, found = one.eval()(x), two.eval()(x)
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.deltas, wanted.deltas, rtol=1e-3, atol=1e-3)
+
+
 def test_an_exported_file_gives_back_the_detector(source: Detector, exported: Path) -> None:
     model = build_detector(CONFIG)
     load_exported(model, exported, pictures())
     assert model.training
-    x = torch.randn(2, 3, 160, 96)
-    with torch.no_grad():
-        one, two = source(x), model.eval()(x)
-    torch.testing.assert_close(two.logits, one.logits, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(two.deltas, one.deltas, rtol=1e-3, atol=1e-3)
+    assert_same_answers(source, model)
 
 
 def test_its_filters_are_as_long_as_at_the_start_of_training(source: Detector, exported: Path) -> None:

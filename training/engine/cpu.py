@@ -22,7 +22,7 @@ def prepare_cpu(threads: int = 0) -> None:
 
 def keep_freed_memory() -> bool:
     """Have malloc keep what is freed for what is asked next, instead of giving it back to the system, which hands it
-    out again page by page, each cleared: 60,000 faults a training step of 8 crops of 256 pixels.
+    out again page by page, each cleared: tens of thousands of page faults a training step.
 
     -> whether that was possible: it is with glibc, and its memory then stays at its peak.
     """

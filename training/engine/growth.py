@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from training.engine import checkpoint
-from training.engine.teacher import exported_config
-from training.engine.warm_start import calibrate, load_exported, stages_of_checkpoint, stages_of_member
-from training.models.detector import Detector, DetectorConfig, build_detector
+from training.engine.warm_start import calibrate, read_detector
+from training.models.detector import Detector, DetectorConfig
 from training.models.head import Tower
 
 _DEEPER = {"resnet18": ("resnet18", "resnet34"), "resnet34": ("resnet34",)}
@@ -33,22 +31,16 @@ def grow_from(path: Path, model: Detector, config: DetectorConfig, pictures: Ite
     [N, 3, H, W], normalised, on which the statistics of new norms are measured. Returns the training that the weights
     have had, as `warm_start.start_from` does. Raises FileNotFoundError, and ValueError where `config` is not larger.
     """
-    batches = list(pictures)
-    if path.suffix == ".onnx":
-        smaller, past = exported_config(path), stages_of_member(path)
-        small = build_detector(smaller).to(next(model.parameters()).device)
-        load_exported(small, path, batches)
-    else:
-        small, content = checkpoint.load_detector(path)
-        smaller, past = checkpoint.detector_config(content["config"]), stages_of_checkpoint(content)
+    device, batches = next(model.parameters()).device, list(pictures)
+    small, smaller, stages = read_detector(path, [batch.cpu() for batch in batches])
     _check(smaller, config, path)
-    grow(small, model)
+    grow(small.to(device), model)
     was_training = model.training
     model.eval()
     with torch.no_grad():
         calibrate(model, {norm: _passing(norm) for norm in _new_norms(small, model)}, batches)
     model.train(was_training)
-    return past
+    return stages
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def train(config: TrainConfig, data: CropDataset, options: RunOptions, world: Wo
         checkpoint.remove_partials(options.out)
     if options.init and not last.is_file():
         stages = start_from(options.init, model, config.model, some_crops(config, data, device), options.keep)
-    if options.grow and not last.is_file():
+    elif options.grow and not last.is_file():
         stages = grow_from(options.grow, model, config.model, some_crops(config, data, device))
     if config.distill:
         stages = [*stages, stage(f"teacher {config.distill.teacher}", 0, 0.0)]

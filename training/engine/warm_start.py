@@ -9,11 +9,12 @@ computes what the file computes; in training mode it goes on with norms that fit
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from service.repository.manifest import MANIFEST_NAME
 from service.repository.store import RepositoryError, load_manifest
 from training.engine import checkpoint
+from training.models.backbone import BackboneName
 from training.models.detector import Detector, DetectorConfig, build_detector
 from training.models.necks import NeckOptions
+from training.supernet.path import SinglePath
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ def start_from(
         plain = config if keep == "all" else _exported_config(path, config, keep)
         source = build_detector(plain).to(next(model.parameters()).device)
         load_exported(source, path, pictures)
-        past = stages_of_member(path)
+        past = _stages_of_member(path)
     else:
         source, content = checkpoint.load_detector(path)
-        past = stages_of_checkpoint(content)
+        past = _stages_of_checkpoint(content)
     parts = {"all": ("",), "body": ("backbone.", "neck."), "backbone": ("backbone.",)}[keep]
     state = {k: v for k, v in source.state_dict().items() if k.startswith(parts)}
     wanted = {k for k in model.state_dict() if k.startswith(parts)}
@@ -82,19 +85,67 @@ def _exported_config(path: Path, config: DetectorConfig, keep: Keep) -> Detector
     )
 
 
+class Trained(NamedTuple):
+    """A trained detector, in eval mode; config: what it is built from; stages: the training that it has had."""
+
+    detector: Detector
+    config: DetectorConfig
+    stages: list[dict[str, Any]]
+
+
+def read_detector(path: Path, pictures: Iterable[Tensor] | None) -> Trained:
+    """The detector in a checkpoint (its average) or in a member's full-precision `.onnx`, on the CPU.
+
+    An exported file is read as the manifest beside it describes it; pictures: as in `load_exported`. Raises
+    FileNotFoundError, and ValueError where the file holds no trained detector.
+    """
+    if path.suffix == ".onnx":
+        config = _described_config(path)
+        detector = build_detector(config)
+        load_exported(detector, path, pictures)
+        return Trained(detector.eval(), config, _stages_of_member(path))
+    detector, content = checkpoint.load_detector(path)
+    return Trained(detector, checkpoint.detector_config(content["config"]), _stages_of_checkpoint(content))
+
+
+def _described_config(path: Path) -> DetectorConfig:
+    """The architecture that a manifest tells of. Raises ValueError where it tells of fresh weights."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    try:
+        manifest = load_manifest(path.parent / MANIFEST_NAME)
+    except RepositoryError as error:
+        raise ValueError(
+            f"{path} needs the manifest of its member beside it, which tells what it holds: {error}"
+        ) from None
+    if not manifest.trained:
+        raise ValueError(f"{path} holds fresh weights, which have learnt nothing")
+    made = manifest.architecture
+    options = NeckOptions(
+        genotype=json.dumps(made.genotype) if made.genotype else "",
+        modules=SinglePath.parse(made.single_path).modules if made.single_path else (),
+    )
+    backbone: BackboneName | None = next((name for name in get_args(BackboneName) if name == made.backbone), None)
+    if backbone is None:
+        raise ValueError(f"{path}: its manifest names the backbone {made.backbone!r}, which is not known")
+    return DetectorConfig(
+        backbone=backbone, neck=made.neck, channels=made.channels, head_convs=made.head_convs, neck_options=options
+    )
+
+
 def stage(recipe: str, images: int, seconds: float) -> dict[str, Any]:
     """One stage of training: which recipe, how many crops were seen, how long the steps took."""
     return {"recipe": recipe, "images": images, "seconds": seconds}
 
 
-def stages_of_checkpoint(content: dict[str, Any]) -> list[dict[str, Any]]:
+def _stages_of_checkpoint(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The stages that a run began with, and the run itself as the last."""
     done = content.get("progress", {})
     name = content["config"].get("recipe", "unknown")
     return [*content.get("stages", []), stage(name, done.get("images", 0), done.get("seconds", 0.0))]
 
 
-def stages_of_member(path: Path) -> list[dict[str, Any]]:
+def _stages_of_member(path: Path) -> list[dict[str, Any]]:
     """What the manifest beside an exported file tells of its training; an unknown stage where none can be read."""
     try:
         made = load_manifest(path.parent / MANIFEST_NAME).provenance

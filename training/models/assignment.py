@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.models.boxes import pairwise_iou
-from training.models.matching import IGNORED, NEGATIVE, MatchConfig, match, share_inside
+from training.models.matching import IGNORED, NEGATIVE, MatchConfig, share_inside
 
 _CENTER_RADIUS = 0.625  # of the anchor's side: 2.5 strides, the anchor's side being four
 _SIMOTA_TOP = 10
@@ -33,12 +33,10 @@ def assign(
     config: MatchConfig,
     prediction: Prediction | None = None,
 ) -> Tensor:
-    """anchors [A, 4], faces [G, 4], ignored [I, 4] -> int64 [A]: face index, NEGATIVE or IGNORED.
+    """anchors [A, 4], faces [G, 4], ignored [I, 4] -> int64 [A]: face index, NEGATIVE or IGNORED, by ATSS or SimOTA.
 
     levels: anchors of each level, which ATSS needs; prediction: which SimOTA needs. Raises ValueError without them.
     """
-    if config.kind == "iou":
-        return match(anchors, faces, ignored, config)
     result = torch.full((len(anchors),), NEGATIVE, dtype=torch.int64, device=anchors.device)
     if len(ignored):
         result[share_inside(anchors, ignored) >= config.ignore_iof] = IGNORED

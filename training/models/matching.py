@@ -32,19 +32,12 @@ class MatchConfig:
     ignore_iof: float = 0.5
 
 
-def match(anchors: Tensor, faces: Tensor, ignored: Tensor, config: MatchConfig) -> Tensor:
-    """anchors [A, 4], faces [G, 4], ignored [I, 4] (x1 y1 x2 y2) -> int64 [A].
+def match_batch(anchors: Tensor, faces: Sequence[Tensor], ignored: Sequence[Tensor], config: MatchConfig) -> Tensor:
+    """anchors [A, 4]; of each of N pictures faces [G, 4] and ignored [I, 4] (all x1 y1 x2 y2) -> int64 [N, A].
 
     The index of the face that the anchor learns, NEGATIVE, or IGNORED. A face's own best anchors win over the
-    threshold; where two faces want the same anchor, the one that overlaps it more has it.
-    """
-    return match_batch(anchors, [faces], [ignored], config)[0]
-
-
-def match_batch(anchors: Tensor, faces: Sequence[Tensor], ignored: Sequence[Tensor], config: MatchConfig) -> Tensor:
-    """The same of N pictures, each with its faces and ignore regions: int64 [N, A].
-
-    Many at once on a GPU, which takes longer to be asked for the steps of one picture than to do them.
+    threshold; where two faces want the same anchor, the one that overlaps it more has it. Many pictures are done at
+    once on a GPU, which takes longer to be asked for the steps of one than to do them.
     """
     result = torch.full((len(faces), len(anchors)), NEGATIVE, dtype=torch.int64, device=anchors.device)
     result[_covered(anchors, ignored) >= config.ignore_iof] = IGNORED
